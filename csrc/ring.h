@@ -1,0 +1,77 @@
+// The ring: conditioned bytes from one producer to the consumers of this process. A byte is handed out at most once, and
+// its place is overwritten with zeros before the producer may use it again.
+//
+// Single producer, lock-free on its side. Consumers (main thread, autograd threads) take turns under a mutex of about
+// 20 ns: a lock-free consumer side that also zeroes is not worth its bugs. Order of a take: copy out, zero, publish.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+
+#include "secret_pages.h"
+
+namespace everett {
+
+// What a take answers. Every answer but `ok` leaves the caller's buffer untouched and takes nothing.
+enum class Take {
+  ok,
+  empty,   // not enough bytes now (try_take) or in time (take)
+  ended,   // the source is exhausted, and fewer bytes are left than were asked for
+  failed,  // the source broke, and fewer bytes are left than were asked for
+  alarm,   // a permanent health alarm stands
+  closed,  // the source was closed
+  forked,  // this process is a forked child of the one that opened the source
+};
+
+class Ring {
+ public:
+  // capacity: bytes, a power of two; throws std::invalid_argument otherwise.
+  explicit Ring(size_t capacity);
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
+
+  // Consumers. All n bytes or nothing; n may not exceed the capacity (std::invalid_argument).
+  Take try_take(uint8_t* out, size_t n);
+  // Waits up to timeout_s seconds (negative: as long as it takes). Call without Python's GIL.
+  Take take(uint8_t* out, size_t n, double timeout_s);
+
+  // Producer. Waits for room; false when the ring was ended or closed before all bytes were in (the rest is dropped).
+  bool put(const uint8_t* data, size_t n);
+  // Zeroes and drops all unread bytes (an alarm); returns how many there were.
+  size_t destroy_unread();
+  // From now on takes answer `why` (for `ended` and `failed`: once the unread bytes do not suffice). Wakes everybody.
+  void end(Take why);
+
+  bool forked() const { return mark_.forked(); }
+  size_t capacity() const { return capacity_; }
+  size_t unread() const { return forked() ? 0 : size_t(head_.load() - tail_.load()); }
+  uint64_t bytes_in() const { return head_.load(); }
+  uint64_t bytes_out() const { return tail_.load() - destroyed_.load(); }
+  uint64_t bytes_destroyed() const { return destroyed_.load(); }
+  bool locked() const { return pages_.locked(); }
+
+ private:
+  Take attempt(uint8_t* out, size_t n);
+  void wake(std::condition_variable& who, std::atomic<int>& waiting);
+  void clear(uint64_t from, size_t n);
+
+  size_t capacity_;
+  SecretPages pages_;
+  ForkMark mark_;
+  // Positions count bytes since the start and never wrap (2^64 bytes); head_ belongs to the producer, tail_ to the
+  // consumer that holds consumer_.
+  alignas(64) std::atomic<uint64_t> head_{0};
+  alignas(64) std::atomic<uint64_t> tail_{0};
+  std::atomic<uint64_t> destroyed_{0};
+  std::atomic<Take> end_{Take::ok};
+  std::mutex consumer_;
+  std::mutex sleep_;
+  std::condition_variable readable_, writable_;
+  std::atomic<int> readers_waiting_{0}, writers_waiting_{0};
+};
+
+}  // namespace everett

@@ -5,6 +5,7 @@
 #include "law/stream.h"
 
 namespace everett {
+namespace {  // one copy for each instruction set, never merged by the linker
 
 constexpr int kGroupWords = 16 * kLanes;  // 32-bit words in a group of blocks
 
@@ -96,4 +97,5 @@ EV_FN void store_in_stream_order(const U x[Words], u32* out) {
   }
 }
 
+}  // namespace
 }  // namespace everett

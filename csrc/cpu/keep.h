@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 
 namespace everett {
+namespace {  // one copy for each instruction set, never merged by the linker
 
 constexpr int kGroup = 32 * kLanes;  // decisions in a group, and elements that the kernels handle at a time
 
@@ -84,4 +85,5 @@ class KeepMasks {
   alignas(64) int16_t gathered_[kGroup];
 };
 
+}  // namespace
 }  // namespace everett

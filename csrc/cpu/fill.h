@@ -20,9 +20,9 @@ void fp32_group(Fill kind, DType type, U x[16], u32* out) {
   switch (kind) {
     case Fill::uniform:
       for (int j = 0; j < 16; j++) {
-        const F unit = type == DType::bf16  ? unit_closed_open_bf16<U, F>(x[j])
-                       : type == DType::f16 ? unit_closed_open_f16<U, F>(x[j])
-                                            : unit_closed_open_f32<U, F>(x[j]);
+        const F unit = type == DType::bf16  ? unit_closed_open<kUniformBitsBf16>(x[j])
+                       : type == DType::f16 ? unit_closed_open<kUniformBitsF16>(x[j])
+                                            : unit_closed_open<kUniformBitsF32>(x[j]);
         x[j] = as_u32(unit);
       }
       break;
@@ -36,8 +36,9 @@ void fp32_group(Fill kind, DType type, U x[16], u32* out) {
     case Fill::exponential:
     case Fill::gumbel:
       for (int j = 0; j < 8; j++) {
-        const U lo = x[2 * j], hi = x[2 * j + 1];
-        x[j] = as_u32(kind == Fill::exponential ? exponential<U, F>(lo, hi) : gumbel<U, F>(lo, hi));
+        F value = kind == Fill::exponential ? exponential(x[2 * j], x[2 * j + 1]) : gumbel(x[2 * j], x[2 * j + 1]);
+        if (kind == Fill::exponential && type == DType::f16) value = above_zero_f16(value);
+        x[j] = as_u32(value);
       }
       return store_in_stream_order<8>(x, out);
     default: break;  // words

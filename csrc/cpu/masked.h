@@ -65,9 +65,9 @@ static void apply_bf16_dropout(const MaskedJob& job, const int16_t* keep, const 
     U v, mask;
     memcpy(&v, in + i, sizeof v);
     memcpy(&mask, keep + i, sizeof mask);
-    const U low = bf16_rounded(as_f32(v << 16) * scale);
-    const U high = bf16_rounded(as_f32(v & splat(0xFFFF0000u, U{})) * scale);
-    const U r = ((low >> 16) | (high & splat(0xFFFF0000u, U{}))) & mask;
+    const U low = bf16_of<U>(as_f32(v << 16) * scale);
+    const U high = bf16_of<U>(as_f32(v & splat(0xFFFF0000u, U{})) * scale);
+    const U r = (low | (high << 16)) & mask;
     memcpy(out + i, &r, sizeof r);
   }
   if (i < n) apply<MaskedOp::dropout, Bf16>(job, keep + i, in + i, nullptr, out + i, n - i);

@@ -3,9 +3,11 @@
 
 namespace py = pybind11;
 
+namespace everett {
 void bind_stream(py::module_& m);
+}
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ of everett_cuda: entropy path, keys, stream law and CPU kernels. Use the Python functions instead.";
-  bind_stream(m);
+  everett::bind_stream(m);
 }

@@ -5,8 +5,8 @@
 #include "parallel.h"
 
 namespace py = pybind11;
-using namespace everett;
 
+namespace everett {
 namespace {
 
 Stream stream_of(py::bytes record, u32 tag, u32 s) {
@@ -146,3 +146,5 @@ void bind_stream(py::module_& m) {
           without_gil(elements(job.layout), [&] { run_fill(job, threads); });
         });
 }
+
+}  // namespace everett

@@ -57,7 +57,9 @@ class KeepMasks {
     const i64 at = (i64)(e % kGroup);
     if (n > kGroup - at) n = kGroup - at;
     if (group != group_) {
-      if (job_.threshold.wide)
+      if (job_.threshold.p47 == 0 || job_.threshold.p47 == kP47One)
+        memset(keep_, job_.threshold.p47 == 0 ? 0xFF : 0, sizeof keep_);
+      else if (job_.threshold.wide)
         keep_group_wide(job_, generate_, group, keep_);
       else
         keep_group_narrow(job_, generate_, group, keep_);

@@ -71,54 +71,59 @@ def _nearest(x, dtype):
         return float(+x)
 
 
-def _sine_rest(y):
-    """(sin(pi y/2)/y - pi/2) / y^2, as a function of z = y^2."""
-    z = mp.mpf(y)
+def _sine(z):
+    """(sin(pi/2 y)/y - pi/2) / z with y = sqrt(z)."""
     y = mp.sqrt(z)
-    return (mp.sin(mp.pi * y / 2) / y - mp.pi / 2) / z
+    return (mp.sin(mp.pi / 2 * y) / y - mp.pi / 2) / z
+
+
+def _sine_weight(z):
+    y = mp.sqrt(z)
+    return z * y / mp.sin(mp.pi / 2 * y)
+
+
+def _cosine(z):
+    return (mp.cos(mp.pi / 2 * mp.sqrt(z)) - 1) / z
+
+
+def _cosine_weight(z):
+    return z / mp.cos(mp.pi / 2 * mp.sqrt(z))
+
+
+def _log(f):
+    return (f - mp.log1p(f)) / (f * f)
+
+
+def _log_weight(f):
+    return f * f / abs(mp.log1p(f))
+
+
+def _atanh(z):
+    s = mp.sqrt(z)
+    return (2 * mp.atanh(s) / s - 2) / z
+
+
+def _atanh_weight(z):
+    s = mp.sqrt(z)
+    return z * s / (2 * mp.atanh(s))
 
 
 def table():
-    """name -> list of coefficients, lowest degree first; the names and forms are those of convert.COEFFICIENTS."""
+    """name -> coefficients, lowest degree first, under the names and in the forms of convert.COEFFICIENTS."""
     with mp.workdps(DIGITS):
-        third = mp.mpf(1) / 3
-        turn = mp.mpf(1) / 4  # z = y^2 with |y| <= 1/2 quarter turn
-        tiny = mp.mpf(10) ** -6  # keeps the quotients away from 0/0; the fits are smooth there
-        atanh_end = (1 / (mp.mpf(7))) ** 2  # s = f/(2+f), |f| <= 1/3: |s| <= 1/5 below, 1/7 above
-        atanh_end = max(atanh_end, (third / (2 - third)) ** 2)
+        third = mp.mpf(1) / 3  # |f| <= 1/3
+        z_end = mp.mpf(1) / 4  # z = y^2, |y| <= 1/2 quarter turn
+        s_end = third / (2 - third)  # s = f/(2+f) at f = -1/3
+        tiny = mp.mpf(10) ** -6  # the quotients are 0/0 at 0, and smooth around it
         result = {}
-        for name, dtype, log_terms, sine_terms, cosine_terms in (
-            ("f32", np.float32, 8, 3, 4),
-            ("f64", np.float64, 7, 6, 7),
-        ):
-            half_pi = _nearest(mp.pi / 2, dtype)
-            ln2 = _nearest(mp.log(2), dtype)
+        for name, dtype, sine_terms, cosine_terms in (("f32", np.float32, 3, 4), ("f64", np.float64, 6, 7)):
+            half_pi, ln2 = _nearest(mp.pi / 2, dtype), _nearest(mp.log(2), dtype)
             result[f"half_pi_{name}"] = [half_pi, _nearest(mp.pi / 2 - half_pi, dtype)]
-            result[f"ln2_{name}"] = [ln2, _nearest(mp.log(2) - ln2, dtype)]
-            # sin(pi y/2) = y*pi/2 + y*z*P(z); relative error.
-            result[f"sine_{name}"] = fit(
-                _sine_rest, lambda z: z * mp.sqrt(z) / mp.sin(mp.pi * mp.sqrt(z) / 2),
-                sine_terms, tiny, turn, dtype,
-            )  # fmt: skip
-            # cos(pi y/2) = 1 + z*P(z); relative error.
-            result[f"cosine_{name}"] = fit(
-                lambda z: (mp.cos(mp.pi * mp.sqrt(z) / 2) - 1) / z, lambda z: z / mp.cos(mp.pi * mp.sqrt(z) / 2),
-                cosine_terms, tiny, turn, dtype,
-            )  # fmt: skip
-            if name == "f32":
-                # -ln(1+f) = -f + f^2*P(f); relative error.
-                result["log_f32"] = fit(
-                    lambda f: (f - mp.log1p(f)) / (f * f), lambda f: f * f / abs(mp.log1p(f)),
-                    log_terms, -third, third, dtype,
-                )  # fmt: skip
-            else:
-                # ln(1+f) = f - (f^2/2 - s*(f^2/2 + R(z))), s = f/(2+f), z = s^2, R = z*P(z) = atanh series less its
-                # first term: ln(1+f) = 2s + s*R; relative error.
-                result["log_f64"] = fit(
-                    lambda z: (2 * mp.atanh(mp.sqrt(z)) / mp.sqrt(z) - 2) / z,
-                    lambda z: z * mp.sqrt(z) / (2 * mp.atanh(mp.sqrt(z))),
-                    log_terms, tiny, atanh_end, dtype,
-                )  # fmt: skip
+            result[f"ln2_{name}"] = [ln2] if name == "f32" else [ln2, _nearest(mp.log(2) - ln2, dtype)]
+            result[f"sine_{name}"] = fit(_sine, _sine_weight, sine_terms, tiny, z_end, dtype)
+            result[f"cosine_{name}"] = fit(_cosine, _cosine_weight, cosine_terms, tiny, z_end, dtype)
+        result["log_f32"] = fit(_log, _log_weight, 8, -third, third, np.float32)
+        result["log_f64"] = fit(_atanh, _atanh_weight, 7, tiny, s_end**2, np.float64)
         return result
 
 

@@ -51,8 +51,8 @@ EV_FN double unit_open_closed_f64(u64 w) { return to_f64((w >> 11) + 1) * 0x1p-5
 // The square of a tiny f underflows, but then it is far below half an ulp of f: flushing it to zero changes nothing.
 template <class F>
 EV_FN F minus_ln_reduced(F f, F k_scaled) {
-  const F p = polynomial(f, 0x1.ffffd6p-2f, -0x1.555a04p-2f, 0x1.00157cp-2f, -0x1.993256p-3f, 0x1.4fb866p-3f,
-                         -0x1.19d4d6p-3f, 0x1.3f2686p-3f, -0x1.64c83ep-3f);
+  const F p = polynomial(f, 0x1.ffffd6p-2f, -0x1.5554fcp-2f, 0x1.001450p-2f, -0x1.99d3a6p-3f, 0x1.50388ep-3f,
+                         -0x1.1ea958p-3f, 0x1.3b0dfcp-3f, -0x1.1f247ep-3f);
   return fused(k_scaled, splat(-0x1.62e430p-24f, f), fused(f * f, p, -f));
 }
 
@@ -95,7 +95,7 @@ EV_FN void cos_sin_turns(W b, Float<W>& cosine, Float<W>& sine) {
   const Float<W> s = fused(
       y, polynomial(z, -0x1.777a5cp-25f, -0x1.4abbbep-1f, 0x1.465facp-4f, -0x1.2db5d4p-8f), y * 0x1.921fb6p+0f);
   const Float<W> c =
-      polynomial(z, 1.0f, -0x1.3bd3ccp+0f, 0x1.03c1b0p-2f, -0x1.55b2b6p-6f, 0x1.d4f7eep-11f);
+      polynomial(z, 1.0f, -0x1.3bd3ccp+0f, 0x1.03c1b0p-2f, -0x1.55b2b6p-6f, 0x1.d4f7eap-11f);
   const auto swap = (quadrant & 0x40000000u) != 0u;
   cosine = as_f32(as_u32(select(swap, s, c)) ^ ((quadrant + 0x40000000u) & 0x80000000u));
   sine = as_f32(as_u32(select(swap, c, s)) ^ (quadrant & 0x80000000u));
@@ -142,9 +142,9 @@ EV_FN F above_zero_f16(F x) {
 // As minus_ln_reduced, k_scaled = k * 2^52. ln(1+f) = f - (f^2/2 - s*(f^2/2 + R)) with s = f/(2+f), R = 2 atanh(s)/s - 2.
 EV_FN double minus_ln_reduced_f64(double f, double k_scaled) {
   const double s = f / (2.0 + f), z = s * s, half_square = 0.5 * f * f;
-  const double r = z * polynomial(z, 0x1.5555555555773p-1, 0x1.99999998f16e2p-2, 0x1.249249b1b549fp-2,
-                                  0x1.c71c01a42b7ccp-3, 0x1.7474d94817511p-3, 0x1.385387575ea00p-3,
-                                  0x1.3ab920b6761e4p-3);
+  const double r = z * polynomial(z, 0x1.5555555555773p-1, 0x1.99999998f1712p-2, 0x1.249249b1b214dp-2,
+                                  0x1.c71c01a6a6706p-3, 0x1.7474d8d663d8fp-3, 0x1.385390ec09399p-3,
+                                  0x1.3ab8d2089c1f5p-3);
   const double tail = fused(-s, half_square + r, half_square);
   const double low = fused(k_scaled, -0x1.abc9e3b39803fp-108, tail) - f;
   return fused(k_scaled, -0x1.62e42fefa39efp-53, low);
@@ -176,12 +176,12 @@ EV_FN void normal_pair_f64(u64 a, u64 b, double& even, double& odd) {
   const double z = y * y;
   const double s = fused(y,
                          polynomial(z, 0x1.1a62633145c07p-54, -0x1.4abbce625be46p-1, 0x1.466bc67758c4cp-4,
-                                    -0x1.32d2cce31bedap-8, 0x1.507830033f198p-13, -0x1.e3008f9e6857bp-19,
-                                    0x1.e3fbdb1b3b2fdp-25),
+                                    -0x1.32d2cce31bf07p-8, 0x1.5078300344a80p-13, -0x1.e3008fa597315p-19,
+                                    0x1.e3fbde29d4c65p-25),
                          y * 0x1.921fb54442d18p+0);
   const double c = polynomial(z, 1.0, -0x1.3bd3cc9be45dep+0, 0x1.03c1f081b5a52p-2, -0x1.55d3c7e3bfe56p-6,
-                              0x1.e1f50675b20d2p-11, -0x1.a6d1e238ef219p-16, 0x1.f9c4adc0ed501p-22,
-                              -0x1.b0345eb33a2aep-28);
+                              0x1.e1f50675b2059p-11, -0x1.a6d1e238e0cd5p-16, 0x1.f9c4adaee162cp-22,
+                              -0x1.b03457279239bp-28);
   const bool swap = (quadrant >> 62) & 1;
   const u64 sign = (u64)1 << 63;
   even = r * as_f64(as_u64(swap ? s : c) ^ ((quadrant + (sign >> 1)) & sign));

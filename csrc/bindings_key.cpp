@@ -134,12 +134,12 @@ void bind_key(py::module_& m) {
       .def(
           "draw_at",
           [](PyKeyring& k, uintptr_t nonce_address, int device, u32 generator, bool inference, bool in_backward,
-             bool grad_enabled, bool keep_graph, u64 node, u64 sequence) {
-            KeyRequest r{{device, generator, {}}, inference, {in_backward, grad_enabled, keep_graph, node, sequence}};
+             bool grad_enabled, bool keep_graph, bool nested, u64 node) {
+            KeyRequest r{{device, generator, {}}, inference, {in_backward, grad_enabled, keep_graph, nested, node}};
             return draw(k, nonce_address, r);
           },
           py::arg("nonce_address"), py::arg("device"), py::arg("generator"), py::arg("inference"),
-          py::arg("in_backward"), py::arg("grad_enabled"), py::arg("keep_graph"), py::arg("node"), py::arg("sequence"),
+          py::arg("in_backward"), py::arg("grad_enabled"), py::arg("keep_graph"), py::arg("nested"), py::arg("node"),
           "Record (48 bytes) with every fact given; node = 2**64-1: none.")
       .def("boundary", &PyKeyring::boundary, py::arg("sequence"))
       .def("boundary_ignored", &PyKeyring::boundary_ignored)

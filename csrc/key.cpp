@@ -105,7 +105,7 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
           step_key->boundaries = step_;
         }
       }
-      if (made_record(drawn) && !request.inference) tape_.record(request.name, key);
+      if (made_record(drawn) && !request.inference) tape_.record(request.name, request.place, key);
       break;
     }
   }

@@ -65,12 +65,14 @@ Found Tape::unknown(const Place& place) {
   return place.keep_graph ? Found::unverified : Found::miss;
 }
 
-Found Tape::replay(Entry& e, const Place& place, u8 key[32]) {
-  e.replayed_at = ++clock_;
-  e.replay_thread = this_thread();
-  e.replay_epoch = epoch_of(e.replay_thread, ~u64(0));
-  e.replay_sequence = place.sequence;
-  e.replay_without_grad = !place.grad_enabled;
+void Tape::touch(Entry& e) {
+  e.touched_at = ++clock_;
+  e.touched_thread = this_thread();
+  e.touched_epoch = epoch_of(e.touched_thread, ~u64(0));
+}
+
+Found Tape::replay(Entry& e, u8 key[32]) {
+  touch(e);
   memcpy(key, e.key, 32);
   return Found::replayed;
 }
@@ -80,46 +82,30 @@ Found Tape::find_in_backward(const DrawName& name, const Place& place, u8 key[32
   if (newest == kNone) return unknown(place);
 
   if (place.node == Place::kNoNode) {  // a callback, a hook of a leaf, or an engine that names no node
-    if (at(newest).step == step_) return replay(at(newest), place, key);
+    if (at(newest).step == step_) return replay(at(newest), key);
     if (!place.grad_enabled) return Found::nothing;
-    return next_of(name, at(newest).older) == kNone ? replay(at(newest), place, key) : Found::ambiguous;
+    return next_of(name, at(newest).older) == kNone ? replay(at(newest), key) : Found::ambiguous;
   }
 
-  u32 drawn = kNone;   // the entry whose forward lies in the node's window
-  u32 again = kNone;   // the entry replayed last among those replayed in the node's window, before the node was made
-  u32 maybe = kNone;   // an entry replayed in the node's window, perhaps after the node was made
-  int maybes = 0;
+  u32 drawn = kNone, touched = kNone;  // in the node's window
+  u32 last = kNone;                    // touched last by this thread
+  int many_drawn = 0, many_touched = 0;
   for (u32 s = newest; s != kNone; s = next_of(name, at(s).older)) {
     const Entry& e = at(s);
-    if (epoch_of(e.thread, place.node) == e.epoch) {
-      if (drawn != kNone) return Found::ambiguous;
-      drawn = s;
-    } else if (e.replayed_at && epoch_of(e.replay_thread, place.node) == e.replay_epoch) {
-      if (place.node >= e.replay_sequence && (again == kNone || at(again).replayed_at < e.replayed_at)) again = s;
-      maybe = s;
-      maybes++;
-    }
+    if (epoch_of(e.thread, place.node) == e.epoch) drawn = s, many_drawn++;
+    if (!e.touched_at) continue;
+    if (epoch_of(e.touched_thread, place.node) == e.touched_epoch) touched = s, many_touched++;
+    if (e.touched_thread == this_thread() && (last == kNone || at(last).touched_at < e.touched_at)) last = s;
   }
-  if (drawn == kNone) {
-    if (again != kNone) return replay(at(again), place, key);
-    if (maybes == 1) return replay(at(maybe), place, key);
-    if (maybes) return Found::ambiguous;
-    // No recomputation of anything on the tape. What may be new still obeys law 1.
-    if (unknown(place) == Found::miss || at(newest).step != step_) return unknown(place);
-    memcpy(key, at(newest).key, 32);
-    return Found::reused;
-  }
-  // The forward of `drawn` was over when `again` was replayed, so a node made after that replay comes from a
-  // recomputation, not from that forward.
-  if (again != kNone && at(again).replayed_at > at(drawn).drawn_at) return replay(at(again), place, key);
-  // A reentrant checkpoint takes its sequence number right before it draws, with gradients off. The last node of a
-  // forward can have that number too when a no_grad recomputation follows: then nothing tells them apart.
-  for (u32 s = newest; s != kNone; s = next_of(name, at(s).older)) {
-    const Entry& e = at(s);
-    if (s != drawn && e.replayed_at > at(drawn).drawn_at && e.replay_without_grad && place.node + 1 == e.replay_sequence)
-      return Found::ambiguous;
-  }
-  return replay(at(drawn), place, key);
+  if (place.nested && last != kNone) return replay(at(last), key);
+  if (many_drawn == 1) return replay(at(drawn), key);
+  if (many_drawn == 0 && many_touched == 1) return replay(at(touched), key);
+  if (many_drawn + many_touched > 0) return Found::ambiguous;
+  // No recomputation of anything on the tape. What may be new still obeys law 1.
+  Found found = unknown(place);
+  if (found == Found::miss || at(newest).step != step_) return found;
+  memcpy(key, at(newest).key, 32);
+  return Found::reused;
 }
 
 void Tape::evict_oldest() {
@@ -133,7 +119,7 @@ void Tape::evict_oldest() {
   evicted_++;
 }
 
-void Tape::record(const DrawName& name, const u8 key[32]) {
+void Tape::record(const DrawName& name, const Place& place, const u8 key[32]) {
   if (entries() == capacity_) evict_oldest();
   u32 slot = u32(recorded_ % capacity_);
   if (slot / kChunk == chunks_.size())
@@ -143,8 +129,8 @@ void Tape::record(const DrawName& name, const u8 key[32]) {
   memcpy(e.key, key, 32);
   e.name = name;
   e.step = step_;
-  e.drawn_at = ++clock_;
-  e.replayed_at = 0;
+  e.touched_at = 0;
+  if (place.in_backward) touch(e);
   e.thread = this_thread();
   auto windows = threads_.find(e.thread);
   e.epoch = 0;

@@ -10,10 +10,12 @@
 // 4. An entry of an older step stays beside the new one. The backward takes the one in whose window of autograd sequence
 //    numbers the node being evaluated lies. These numbers are per thread, and so are the windows.
 //
-// Beyond 4: a reentrant checkpoint inside another builds new nodes while the outer one recomputes, possibly steps later.
-// So an entry also remembers where it was last replayed, and such nodes are led back to it. One case is not seen: a
-// non-reentrant checkpoint inside a reentrant one, equal RNG states in several steps, the older graph's backward after
-// the newer forward, and an inner tensor saved before the inner draw.
+// Beyond 4: a reentrant checkpoint inside another runs a backward inside the backward, over nodes that the outer
+// recomputation has only just made, possibly steps after the draw; their numbers say nothing. There the entry that this
+// thread's backward touched last is taken: the outer recomputation has drawn the same name right before. Outside such a
+// nested backward, nodes made by an earlier one (double backward) find an entry that was touched in their window when none
+// was drawn there. Not seen: double backward through nested checkpoints, one RNG state in several steps, and the first
+// backward only after the state's next use.
 //
 // Not thread-safe: the keyring's mutex guards it. Keys lie in secret pages, taken in chunks as the tape fills.
 #pragma once
@@ -36,12 +38,12 @@ struct DrawName {
 
 // Where a draw happens, as torch told it on the calling thread.
 struct Place {
-  bool in_backward = false;   // a graph task is running
-  bool grad_enabled = false;  // the rest is read only inside a backward
-  bool keep_graph = false;
-  u64 node = kNoNode;  // sequence number of the node being evaluated; AccumulateGrad has 2^64-1: no information either
-  u64 sequence = 0;    // the number that the next node made on this thread will get
   static constexpr u64 kNoNode = ~u64(0);
+  bool in_backward = false;   // a graph task is running; what follows is read only then
+  bool grad_enabled = false;
+  bool keep_graph = false;
+  bool nested = false;  // the backward was started by a node of another backward, on this thread
+  u64 node = kNoNode;   // sequence number of the node being evaluated; AccumulateGrad has 2^64-1: no information either
 };
 
 enum class Found { nothing, reused, replayed, unverified, miss, ambiguous };
@@ -52,8 +54,8 @@ class Tape {
 
   // Copies the key for `reused` and `replayed`. `nothing` and `unverified` ask for a new key, to be recorded.
   Found find(const DrawName& name, const Place& place, u8 key[32]);
-  void record(const DrawName& name, const u8 key[32]);
-  // Ends the step; sequence: as in Place, of the calling thread.
+  void record(const DrawName& name, const Place& place, const u8 key[32]);
+  // Ends the step; sequence: the number that the next node made on this thread will get.
   void boundary(u64 sequence);
 
   size_t entries() const { return size_t(recorded_ - evicted_); }
@@ -65,12 +67,10 @@ class Tape {
     u8 key[32];
     DrawName name;
     u64 step;
-    u64 drawn_at, replayed_at;  // ticks of clock_; 0 never replayed
-    u32 thread, epoch;          // of the draw
-    u32 replay_thread, replay_epoch;
-    u64 replay_sequence;
+    u32 thread, epoch;  // of the draw
+    u64 touched_at;     // tick of clock_ when a backward last drew or replayed it; 0 never
+    u32 touched_thread, touched_epoch;
     u32 older, newer;  // neighbours in the chain of the same bucket
-    bool replay_without_grad;
   };
   // The windows of a thread: its epoch e begins at starts[e - dropped - 1]; epoch 0 is before its first boundary.
   struct Windows {
@@ -88,7 +88,8 @@ class Tape {
   u32 epoch_of(u32 thread, u64 node) const;
   Found find_in_backward(const DrawName& name, const Place& place, u8 key[32]);
   static Found unknown(const Place& place);
-  Found replay(Entry& e, const Place& place, u8 key[32]);
+  void touch(Entry& e);
+  Found replay(Entry& e, u8 key[32]);
   void evict_oldest();
 
   static constexpr u32 kNone = ~u32(0), kChunk = 4096;
@@ -99,7 +100,7 @@ class Tape {
   std::unordered_map<u32, Windows> threads_;
   u64 recorded_ = 0, evicted_ = 0;  // slot of the i-th entry ever recorded: i mod capacity
   u64 step_ = 0, recorded_before_step_ = 0;
-  u64 clock_ = 0;  // counts records and replays
+  u64 clock_ = 0;  // counts the draws made inside backwards
 };
 
 }  // namespace everett

@@ -6,6 +6,7 @@ that an op keeps. The rules themselves are in `csrc/tape.h` and `csrc/key.h`; th
 """
 
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -46,6 +47,8 @@ _sequence_nr = _private("autograd._get_sequence_nr")
 _dispatch_modes = _private("_C._len_torch_dispatch_stack")
 _functorch_level = _private("_C._functorch.peek_interpreter_stack")
 _forward_grad_enabled = _private("_C._is_fwd_grad_enabled")
+_run_backward_code = _private("autograd.graph._engine_run_backward").__code__
+_function_backward_code = _private("autograd.function.BackwardCFunction.apply").__code__
 _is_inference = torch.is_inference_mode_enabled
 _is_compiling = torch.compiler.is_compiling
 
@@ -122,9 +125,23 @@ def _draw_in_backward(keyring: "_C.Keyring", nonce_address: int) -> bytes:
         in_backward=True,
         grad_enabled=torch.is_grad_enabled(),
         keep_graph=_keep_graph(),
+        nested=_is_nested_backward(),
         node=_NO_NODE if node is None else node._sequence_nr(),
-        sequence=_sequence_nr(),
     )
+
+
+def _is_nested_backward() -> bool:
+    """Whether a node's Python backward (a reentrant checkpoint's) started the running backward on this thread. torch
+    does not tell, the call stack does: some 40 ns a frame, paid by recomputations and hooks only."""
+    frame, in_backward = sys._getframe(1), False
+    while frame is not None:
+        code = frame.f_code
+        if code is _run_backward_code:
+            in_backward = True
+        elif in_backward and code is _function_backward_code:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:

@@ -28,7 +28,7 @@ from everett_cuda.errors import (
 )
 
 CPU = -1
-OUTSIDE = dict(inference=False, in_backward=False, grad_enabled=True, keep_graph=False, node=2**64 - 1, sequence=0)
+OUTSIDE = dict(inference=False, in_backward=False, grad_enabled=True, keep_graph=False, nested=False, node=2**64 - 1)
 
 
 # A second implementation of the record, over many keys at once.

@@ -1,0 +1,167 @@
+// Python names for the keyring: reads the nonce at an address, waits without the GIL, turns refusals into exceptions.
+#include <pybind11/pybind11.h>
+#include <string.h>
+
+#include "key.h"
+#include "sha256.h"
+
+namespace py = pybind11;
+
+namespace everett {
+namespace {
+
+const char* name_of(Drawn d) {
+  static const char* names[] = {"fresh",   "stretched",   "shared",           "reused", "replayed", "must_wait", "starved",
+                                "replay_miss", "replay_ambiguous", "ended",  "failed",   "alarm",     "closed",  "forked"};
+  return names[int(d)];
+}
+
+struct PyKeyring : Keyring {
+  PyKeyring(Ring* ring, size_t tape_entries, py::function refuse)
+      : Keyring(ring, tape_entries), on_refusal(std::move(refuse)), on_repeat(py::none()) {}
+  py::function on_refusal;  // called with the reason; raises
+  py::object on_repeat;     // called without arguments after a `reused` draw, unless None
+};
+
+thread_local struct {
+  Drawn drawn = Drawn::must_wait;
+  u64 ticket = 0;
+} last_draw;
+
+void check_signals() {
+  py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+py::bytes draw(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request) {
+  if (nonce_address == 0) throw py::value_error("the nonce has no memory (a fake, meta or wrapped tensor?)");
+  memcpy(request.name.nonce, reinterpret_cast<const void*>(nonce_address), 16);
+  Subkey record;
+  u64 ticket = 0;
+  Drawn drawn = k.draw(request, record, ticket);
+  if (drawn == Drawn::must_wait) {
+    py::gil_scoped_release nogil;
+    drawn = k.draw_waiting(request, record, ticket, check_signals);
+  }
+  if (!made_record(drawn)) {
+    k.on_refusal(name_of(drawn));
+    throw std::runtime_error(std::string("draw refused: ") + name_of(drawn));
+  }
+  last_draw = {drawn, ticket};
+  if (drawn == Drawn::reused && !k.on_repeat.is_none()) k.on_repeat();
+  return py::bytes(reinterpret_cast<const char*>(&record), sizeof(record));
+}
+
+KeyPolicy policy_of(const std::string& freshness, const std::string& on_starved, u64 max_stretch, double timeout_s) {
+  KeyPolicy p;
+  if (freshness == "op")
+    p.freshness = Freshness::op;
+  else if (freshness == "step")
+    p.freshness = Freshness::step;
+  else
+    throw py::value_error("freshness: 'op' or 'step'");
+  if (on_starved == "stretch")
+    p.on_starved = OnStarved::stretch;
+  else if (on_starved == "wait")
+    p.on_starved = OnStarved::wait;
+  else if (on_starved == "error")
+    p.on_starved = OnStarved::error;
+  else
+    throw py::value_error("on_starved: 'stretch', 'wait' or 'error'");
+  p.max_stretch = max_stretch;
+  p.timeout_s = timeout_s;
+  return p;
+}
+
+py::dict counters(const PyKeyring& k) {
+  KeyCounters c = k.counters();
+  py::dict d;
+  d["draws"] = c.draws;
+  d["fresh"] = c.fresh;
+  d["stretched"] = c.stretched;
+  d["shared"] = c.shared;
+  d["reused"] = c.reused;
+  d["replayed"] = c.replayed;
+  d["unverified"] = c.unverified;
+  d["replay_misses"] = c.replay_misses;
+  d["waits"] = c.waits;
+  d["discarded"] = c.discarded;
+  d["stretched_in_a_row"] = c.stretched_in_a_row;
+  d["boundaries"] = c.boundaries;
+  d["boundaries_ignored"] = c.boundaries_ignored;
+  d["tape_entries"] = c.tape_entries;
+  d["tape_evicted"] = c.tape_evicted;
+  return d;
+}
+
+// Python's hashlib, where no libcrypto opens.
+void hashlib_sha256(const u8* data, size_t n, u8 out[32]) {
+  py::gil_scoped_acquire gil;
+  py::bytes message(reinterpret_cast<const char*>(data), n);
+  std::string digest = py::cast<std::string>(py::module_::import("hashlib").attr("sha256")(message).attr("digest")());
+  memcpy(out, digest.data(), 32);
+  wipe(digest.data(), digest.size());
+}
+
+py::bytes hash_of_key(void (*hash)(const u8*, u8*), py::bytes key) {
+  std::string_view k = key;
+  if (k.size() != 32) throw py::value_error("a key has 32 bytes");
+  u8 out[32];
+  hash(reinterpret_cast<const u8*>(k.data()), out);
+  return py::bytes(reinterpret_cast<const char*>(out), 32);
+}
+
+}  // namespace
+
+void bind_key(py::module_& m) {
+  set_sha256_fallback(hashlib_sha256);
+  try {
+    py::module_::import("_hashlib");  // so that the libcrypto of Python itself is the one found
+  } catch (const py::error_already_set&) {
+  }  // a Python built without OpenSSL
+
+  py::class_<PyKeyring>(m, "Keyring", "Draws subkey records by the rules of the tape, freshness and starvation.")
+      .def(py::init<Ring*, size_t, py::function>(), py::arg("ring"), py::arg("tape_entries"), py::arg("on_refusal"),
+           py::keep_alive<1, 2>())
+      .def_readwrite("on_repeat", &PyKeyring::on_repeat)
+      .def(
+          "draw",
+          [](PyKeyring& k, uintptr_t nonce_address, bool inference) {
+            KeyRequest r{{-1, 0, {}}, inference, {}};
+            return draw(k, nonce_address, r);
+          },
+          "Record (48 bytes) for the CPU's default generator, outside a backward.")
+      .def(
+          "draw_at",
+          [](PyKeyring& k, uintptr_t nonce_address, int device, u32 generator, bool inference, bool in_backward,
+             bool grad_enabled, bool keep_graph, bool nested, u64 node) {
+            KeyRequest r{{device, generator, {}}, inference, {in_backward, grad_enabled, keep_graph, nested, node}};
+            return draw(k, nonce_address, r);
+          },
+          py::arg("nonce_address"), py::arg("device"), py::arg("generator"), py::arg("inference"),
+          py::arg("in_backward"), py::arg("grad_enabled"), py::arg("keep_graph"), py::arg("nested"), py::arg("node"),
+          "Record (48 bytes) with every fact given; node = 2**64-1: none.")
+      .def("boundary", &PyKeyring::boundary, py::arg("sequence"))
+      .def("boundary_ignored", &PyKeyring::boundary_ignored)
+      .def(
+          "set_policy",
+          [](PyKeyring& k, const std::string& freshness, const std::string& on_starved, u64 max_stretch,
+             double timeout_s) { k.set_policy(policy_of(freshness, on_starved, max_stretch, timeout_s)); },
+          py::arg("freshness"), py::arg("on_starved"), py::arg("max_stretch"), py::arg("timeout_s"))
+      .def("set_ring", &PyKeyring::set_ring, py::keep_alive<1, 2>())
+      .def("counters", &counters)
+      .def_property_readonly("forked", &PyKeyring::forked)
+      .def_static(
+          "last_draw", [] { return py::make_tuple(name_of(last_draw.drawn), last_draw.ticket); },
+          "(kind, ticket) of this thread's last draw that made a record.");
+
+  m.def(
+      "stretched_key", [](py::bytes key) { return hash_of_key(stretched_key, key); },
+      "SHA-256('everett/1/stretch' 00 key): the ratchet.");
+  m.def(
+      "key_commitment", [](py::bytes key) { return hash_of_key(key_commitment, key); },
+      "SHA-256('everett/1/commit' 00 key): what may be published of a key.");
+  m.def("sha256_library", &sha256_library, "Which SHA-256 is in use.");
+}
+
+}  // namespace everett

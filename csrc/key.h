@@ -1,0 +1,136 @@
+// Keys: 32 conditioned bytes each, drawn from the ring, given to draws by the rules of freshness and the tape, stretched
+// when the source is slow and the user allows it. Out comes the subkey record of a draw; no key ever leaves.
+//
+// Stretching derives K' = SHA-256("everett/1/stretch\0" || K) from the last key, fresh or stretched, and overwrites it.
+// It bridges a gap: it goes on while the ring says `empty`, at most max_stretch times per fresh key, and never once no
+// fresh key can come any more (recording exhausted, source broken or closed, permanent alarm): that is an error, because
+// stretching for ever would be a pseudo-random generator. Keys already on the tape still serve recomputations then.
+#pragma once
+
+#include <functional>
+#include <mutex>
+
+#include "law/subkey.h"
+#include "ring.h"
+#include "secret_pages.h"
+#include "tape.h"
+
+namespace everett {
+
+enum class Freshness {
+  op,    // every draw takes a key of its own
+  step,  // a device's generator keeps its key until the next step boundary
+};
+enum class OnStarved { stretch, wait, error };
+
+struct KeyPolicy {
+  Freshness freshness = Freshness::op;
+  OnStarved on_starved = OnStarved::stretch;
+  // A minute without one fresh key at 1,000 draws/s: enough for a device to be plugged in again and pass its start-up
+  // test. Longer is an outage that the user should hear of.
+  u64 max_stretch = 1 << 16;
+  double timeout_s = 60;  // longest wait for a fresh key; negative: as long as it takes
+};
+
+struct KeyRequest {
+  DrawName name;
+  bool inference = false;  // torch.inference_mode: no backward can need it, so always a new key, and no tape
+  Place place;
+};
+
+// What became of a draw. The first five made a record.
+enum class Drawn {
+  fresh,      // a key from the source, first used here
+  stretched,  // a key from the ratchet, first used here
+  shared,     // the step's key, under a nonce not seen before in this step
+  reused,     // the same name again in this step: the same record again
+  replayed,   // a recomputation's record, as its forward had it
+  must_wait,  // draw() only: no key now; draw_waiting() may get one
+  starved,    // no fresh key in time, or at once under OnStarved::error
+  replay_miss,
+  replay_ambiguous,
+  ended,  // from here: the ring's answers
+  failed,
+  alarm,
+  closed,
+  forked,
+};
+inline bool made_record(Drawn d) { return d <= Drawn::replayed; }
+
+struct KeyCounters {
+  u64 draws, fresh, stretched, shared, reused, replayed;  // records made, and how
+  u64 unverified;         // of these: unknown in a backward with gradients on that keeps its graph (tape.h, 3)
+  u64 replay_misses;      // refused as replay_miss or replay_ambiguous
+  u64 waits;              // draws that had to wait
+  u64 discarded;          // keys taken by a draw that waited, and then found its record on the tape
+  u64 stretched_in_a_row; // since the last fresh key
+  u64 boundaries, boundaries_ignored;
+  u64 tape_entries, tape_evicted;
+};
+
+class Keyring {
+ public:
+  // The ring must outlive the keyring or its replacement by set_ring.
+  Keyring(Ring* ring, size_t tape_entries);
+  Keyring(const Keyring&) = delete;
+  Keyring& operator=(const Keyring&) = delete;
+
+  // Never waits. Fills `out` when made_record(); `ticket` then is the number of this draw, from 1.
+  Drawn draw(const KeyRequest& request, Subkey& out, u64& ticket);
+  // Waits for a key by the policy; call without Python's GIL. `between` runs at least every 0.2 s and may throw.
+  Drawn draw_waiting(const KeyRequest& request, Subkey& out, u64& ticket, const std::function<void()>& between);
+
+  // A step boundary, on the thread whose next autograd node will have this sequence number.
+  void boundary(u64 sequence);
+  void boundary_ignored();  // one inside a backward or a capture
+
+  void set_policy(const KeyPolicy& policy);
+  // Another source: keys on the tape stay for recomputations, but nothing is stretched from the old source's key.
+  void set_ring(Ring* ring);
+  KeyCounters counters() const;
+  bool forked() const { return mark_.forked(); }
+
+ private:
+  // A key made outside the mutex: taken while waiting, or the ratchet's next value for one state of the ratchet.
+  struct Offer {
+    enum { nothing, taken, ratcheted } kind = nothing;
+    u64 state = 0;
+    u8 key[32];
+    ~Offer() { wipe(key, 32); }
+  };
+  struct StepKey {
+    u8 key[32];
+    i32 device;
+    u32 generator;
+    u64 boundaries;  // it serves while this is the count; 0 never set
+  };
+  struct Secrets {
+    static constexpr int kStepKeys = 64;
+    u8 ratchet[32];
+    StepKey step_keys[kStepKeys];
+  };
+
+  Drawn draw(const KeyRequest& request, Offer& offer, Subkey& out, u64& ticket);
+  bool choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn& drawn);
+  bool new_key(Offer& offer, u8 key[32], Drawn& drawn);
+  void count(Drawn drawn, bool unverified);
+  Secrets& secrets() const { return *reinterpret_cast<Secrets*>(pages_.data()); }
+
+  ForkMark mark_;
+  SecretPages pages_;
+  mutable std::mutex mutex_;  // held for well under a microsecond: never while waiting, hashing or asking for the GIL
+  Ring* ring_;
+  Tape tape_;
+  KeyPolicy policy_;
+  KeyCounters counters_ = {};
+  bool can_stretch_ = false;
+  u64 ratchet_state_ = 0;
+  u64 step_ = 1;  // counts every boundary, from 1
+  int next_step_key_ = 0;
+};
+
+// The ratchet, and what a ledger may publish of a key: SHA-256(label || key); the labels keep one from giving the other.
+void stretched_key(const u8 key[32], u8 out[32]);
+void key_commitment(const u8 key[32], u8 out[32]);
+
+}  // namespace everett

@@ -13,6 +13,7 @@
 #include "health.h"
 #include "pipeline.h"
 #include "ring.h"
+#include "sha256.h"
 
 namespace py = pybind11;
 
@@ -161,7 +162,7 @@ void bind_health(py::module_& m) {
 }
 
 void bind_pipeline(py::module_& m) {
-  m.def("sha256_library", &sha256_library, "The libcrypto in use, or '' where none opens");
+  m.def("libcrypto_name", &libcrypto_name, "The libcrypto in use, or '' where none opens");
   m.attr("TESTS") = [] {
     py::tuple names(kTests);
     for (int i = 0; i < kTests; i++) names[size_t(i)] = test_name(Test(i));

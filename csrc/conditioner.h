@@ -7,7 +7,6 @@
 #include <stdint.h>
 
 #include <functional>
-#include <string>
 
 namespace everett {
 
@@ -16,11 +15,8 @@ constexpr size_t kBlock = 32;
 // Hashes `blocks` pieces of `n` raw bytes each into 32 bytes each.
 using HashBlocks = std::function<void(const uint8_t* raw, size_t n, size_t blocks, uint8_t* out)>;
 
-// SHA-256 by libcrypto's EVP, found at run time: no headers, no link. Throws std::runtime_error where no libcrypto opens
-// or where it fails the known-answer test. One thread at a time may call the function.
+// SHA-256 by libcrypto (sha256.h). Throws std::runtime_error where no libcrypto opens.
 HashBlocks sha256_libcrypto();
-// The library that sha256_libcrypto() uses, such as "libcrypto.so.3"; empty where there is none.
-std::string sha256_library();
 // Raw bytes as they are (n = 32), for a source that declares full entropy. Asked for in the URI and shown in the status.
 HashBlocks pass_through();
 

@@ -100,7 +100,6 @@ def _run(x: torch.Tensor, residual: torch.Tensor | None, record: bytes, mask: _M
         and not mask.batch
         and mask.mask_dims is None
         and x.is_contiguous()
-        and y.is_contiguous()
         and (residual is None or residual.is_contiguous())
     ):
         threads = 1 if n < _SERIAL_BELOW else torch.get_num_threads()
@@ -138,35 +137,37 @@ def _record_bytes(record) -> bytes:
     return record if type(record) is bytes else record.contiguous().numpy().tobytes()
 
 
+def _linear(mask: _Mask) -> _Mask:
+    """The derivative's mask: the same decisions and scale, nothing added."""
+    return mask if mask.affine is None else mask._replace(affine=(mask.affine[0], 0.0, 0.0))
+
+
 class _Masked(torch.autograd.Function):
     """y = keep ? x*scale : 0, plus the residual if there is one; or the affine form. `record` is 48 bytes, or a tensor
     of twelve int32 where functorch may have batched it."""
 
     @staticmethod
-    def forward(x, residual, record, mask):
+    def forward(x, record, mask, residual):
         return _run(x, residual, _record_bytes(record), mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, residual, ctx.record, mask = inputs
-        ctx.has_residual = residual is not None
-        if mask.affine is not None:
-            mask = mask._replace(affine=(mask.affine[0], 0.0, 0.0))
-        ctx.linear = mask  # the derivative: the same mask and scale, nothing added
+        _, ctx.record, mask, residual = inputs
+        ctx.mask, ctx.has_residual = _linear(mask), residual is not None
 
     @staticmethod
     def backward(ctx, grad):
-        grad_x = _masked(grad, None, ctx.record, ctx.linear) if ctx.needs_input_grad[0] else None
-        return grad_x, grad if ctx.has_residual else None, None, None
+        grad_x = _masked(grad, ctx.record, ctx.mask) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, grad if ctx.has_residual else None
 
     @staticmethod
-    def jvp(ctx, x_tangent, residual_tangent, *_):
-        tangent = _masked(x_tangent, None, ctx.record, ctx.linear)
+    def jvp(ctx, x_tangent, _record, _mask, residual_tangent):
+        tangent = _masked(x_tangent, ctx.record, ctx.mask)
         return tangent + residual_tangent if ctx.has_residual else tangent
 
     @staticmethod
-    def vmap(info, in_dims, x, residual, record, mask):
-        x_dim, residual_dim, record_dim, _ = in_dims
+    def vmap(info, in_dims, x, record, mask, residual):
+        x_dim, record_dim, _, residual_dim = in_dims
         size = info.batch_size
 
         def batched(t, dim):
@@ -175,27 +176,51 @@ class _Masked(torch.autograd.Function):
         x = batched(x, x_dim)
         residual = None if residual is None else batched(residual, residual_dim)
         if record_dim is None:
-            return _Masked.apply(x, residual, record, mask._replace(batch=mask.batch + 1)), 0
+            return _Masked.apply(x, record, mask._replace(batch=mask.batch + 1), residual), 0
         record = record.movedim(record_dim, 0)
-        rows = [
-            _Masked.apply(x[i], None if residual is None else residual[i], record[i], mask) for i in range(size)
-        ]
+        rows = [_Masked.apply(x[i], record[i], mask, None if residual is None else residual[i]) for i in range(size)]
         return torch.stack(rows), 0
 
 
-# Function.apply in Python rebinds arguments by their signature on each call (20 us); outside functorch the C function
-# below it does the same work in a fraction of that.
-_masked_direct = super(torch.autograd.Function, _Masked).apply
+class _EagerMasked(torch.autograd.Function):
+    """_Masked without what functorch asks for (setup_context costs 1.6 us a call, vmap and jvp rule it out of dynamo):
+    serves plain eager tensors, where a call must cost no more than F.dropout."""
+
+    @staticmethod
+    def forward(ctx, x, record, mask, residual=None):
+        ctx.record, ctx.mask, ctx.has_residual = record, mask, residual is not None
+        return _run(x, residual, record, mask)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x = _masked(grad, ctx.record, _linear(ctx.mask)) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, grad if ctx.has_residual else None
 
 
-def _masked(x, residual, record, mask):
-    """The masked op by the cheapest way that is right for x and the modes in force."""
-    if not keys.can_go_direct(x) or (residual is not None and not keys.can_go_direct(residual)):
-        return _Masked.apply(x, residual, record, mask)
-    needs_grad = x.requires_grad or (residual is not None and residual.requires_grad)
-    if (needs_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0:
-        return _masked_direct(x, residual, record, mask)
-    return _run(x, residual, _record_bytes(record), mask)
+# Function.apply in Python rebinds its arguments by signature at each call where setup_context is given, and asks for
+# functorch; the C function under it does neither, and `_is_eager` has asked already.
+_eager_masked = super(torch.autograd.Function, _EagerMasked).apply
+
+
+def _is_eager(x: torch.Tensor, residual: torch.Tensor | None) -> bool:
+    return (
+        keys.can_go_direct(x)
+        and (residual is None or keys.can_go_direct(residual))
+        and forward_ad._current_level < 0
+    )
+
+
+def _eager(x, record: bytes, mask, residual):
+    if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
+        return _eager_masked(x, record, mask) if residual is None else _eager_masked(x, record, mask, residual)
+    return _run(x, residual, record, mask)
+
+
+def _masked(x, record, mask, residual=None):
+    """The masked op under a given record, by the cheapest way that is right for x and the modes in force."""
+    if type(record) is bytes and _is_eager(x, residual):
+        return _eager(x, record, mask, residual)
+    return _Masked.apply(x, record, mask, residual)
 
 
 class _Mix(torch.autograd.Function):
@@ -219,17 +244,15 @@ class _Mix(torch.autograd.Function):
         return torch.stack([_Mix.apply(nonce[i].contiguous()) for i in range(info.batch_size)]), 0
 
 
-def _draw(x: torch.Tensor):
-    """A record for an op on x."""
-    return keys.draw_record() if keys.can_go_direct(x) else _Mix.apply(keys.nonce_tensor(x.device))
-
-
 def _masked_draw(x, residual, mask):
+    """The masked op under a record of its own."""
     if x.device.type == "meta":
         return torch.empty_like(x)
     if x.numel() == 0 or mask.p == 1.0:
-        return _masked(x, residual, _NO_RECORD, mask)
-    return _masked(x, residual, _draw(x), mask)
+        return _masked(x, _NO_RECORD, mask, residual)
+    if _is_eager(x, residual):
+        return _eager(x, keys.draw_record(), mask, residual)
+    return _Masked.apply(x, _Mix.apply(keys.nonce_tensor(x.device)), mask, residual)
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------

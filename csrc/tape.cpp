@@ -68,7 +68,6 @@ Found Tape::unknown(const Place& place) {
 void Tape::touch(Entry& e) {
   e.touched_at = ++clock_;
   e.touched_thread = this_thread();
-  e.touched_epoch = epoch_of(e.touched_thread, ~u64(0));
 }
 
 Found Tape::replay(Entry& e, u8 key[32]) {
@@ -87,20 +86,17 @@ Found Tape::find_in_backward(const DrawName& name, const Place& place, u8 key[32
     return next_of(name, at(newest).older) == kNone ? replay(at(newest), key) : Found::ambiguous;
   }
 
-  u32 drawn = kNone, touched = kNone;  // in the node's window
-  u32 last = kNone;                    // touched last by this thread
-  int many_drawn = 0, many_touched = 0;
+  u32 drawn = kNone, last = kNone;  // drawn in the node's window; touched last by this thread
+  int many_drawn = 0;
   for (u32 s = newest; s != kNone; s = next_of(name, at(s).older)) {
     const Entry& e = at(s);
     if (epoch_of(e.thread, place.node) == e.epoch) drawn = s, many_drawn++;
-    if (!e.touched_at) continue;
-    if (epoch_of(e.touched_thread, place.node) == e.touched_epoch) touched = s, many_touched++;
-    if (e.touched_thread == this_thread() && (last == kNone || at(last).touched_at < e.touched_at)) last = s;
+    bool mine = e.touched_at && e.touched_thread == this_thread();
+    if (mine && (last == kNone || at(last).touched_at < e.touched_at)) last = s;
   }
   if (place.nested && last != kNone) return replay(at(last), key);
   if (many_drawn == 1) return replay(at(drawn), key);
-  if (many_drawn == 0 && many_touched == 1) return replay(at(touched), key);
-  if (many_drawn + many_touched > 0) return Found::ambiguous;
+  if (many_drawn > 1) return Found::ambiguous;
   // No recomputation of anything on the tape. What may be new still obeys law 1.
   Found found = unknown(place);
   if (found == Found::miss || at(newest).step != step_) return found;

@@ -12,10 +12,9 @@
 //
 // Beyond 4: a reentrant checkpoint inside another runs a backward inside the backward, over nodes that the outer
 // recomputation has only just made, possibly steps after the draw; their numbers say nothing. There the entry that this
-// thread's backward touched last is taken: the outer recomputation has drawn the same name right before. Outside such a
-// nested backward, nodes made by an earlier one (double backward) find an entry that was touched in their window when none
-// was drawn there. Not seen: double backward through nested checkpoints, one RNG state in several steps, and the first
-// backward only after the state's next use.
+// thread's backward touched last is taken: the outer recomputation has drawn the same name right before. (Double backward
+// needs nothing of the kind: a non-reentrant checkpoint is always asked through the nodes of its first forward.) Not seen:
+// a Function whose backward runs the backward of an older graph, with one RNG state in several steps.
 //
 // Not thread-safe: the keyring's mutex guards it. Keys lie in secret pages, taken in chunks as the tape fills.
 #pragma once
@@ -69,7 +68,7 @@ class Tape {
     u64 step;
     u32 thread, epoch;  // of the draw
     u64 touched_at;     // tick of clock_ when a backward last drew or replayed it; 0 never
-    u32 touched_thread, touched_epoch;
+    u32 touched_thread;
     u32 older, newer;  // neighbours in the chain of the same bucket
   };
   // The windows of a thread: its epoch e begins at starts[e - dropped - 1]; epoch 0 is before its first boundary.

@@ -511,12 +511,14 @@ def test_the_tape_holds_more_than_one_chunk_and_wraps(ring):
 
 
 def test_equal_nonces_on_two_devices_or_generators_are_two_draws(ring):
-    ring.put(os.urandom(32 * 8))
+    keys.detach()
+    keys.attach(ring, tape_entries=32)  # a small index, so that several of the names share a bucket
+    ring.put(os.urandom(32 * 32))
     nonce = torch.tensor([5, 6])
-    at = [(CPU, 0), (0, 0), (1, 0), (0, 1)]
+    at = [(device, generator) for device in range(CPU, 7) for generator in range(4)]
     first = [keys._keyring.draw_at(nonce.data_ptr(), d, g, **OUTSIDE) for d, g in at]
     again = [keys._keyring.draw_at(nonce.data_ptr(), d, g, **OUTSIDE) for d, g in at]
-    assert len(set(first)) == 4 and again == first
+    assert len(set(first)) == 32 and again == first
 
 
 def test_equal_rng_states_give_equal_bits_and_are_counted(ring):
@@ -609,6 +611,7 @@ def _in_child(work):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.alarm(30)  # a lock that the parent held would never open here
         try:
             answer = work()
         except BaseException as e:
@@ -755,14 +758,25 @@ work = lambda: got.extend([keys._keyring.draw(nonce.data_ptr(), True) for _ in r
 threads = [threading.Thread(target=work) for _ in range(4)]
 [t.start() for t in threads]; [t.join() for t in threads]
 print(len(set(got)), keys.counters()["stretched"])
+# Another draw turns the ratchet while this one hashes: neither may be given the other's key.
+import hashlib
+real, inner = hashlib.sha256, []
+def sha256(message):
+    hashlib.sha256 = real
+    inner.append(keys._keyring.draw(nonce.data_ptr(), True))
+    return real(message)
+hashlib.sha256 = sha256
+outer = keys._keyring.draw(nonce.data_ptr(), True)
+print(len({*got, *inner, outer}))
 """
     done = _python(code, EVERETT_NO_LIBCRYPTO="1")
     assert done.returncode == 0, done.stderr
-    records, counts = done.stdout.strip().splitlines()
+    records, counts, after_race = done.stdout.strip().splitlines()
     k0 = bytes(range(32))
     nonce = np.array([1, 2], "<i8").tobytes()
     assert records.split() == [reference_record(k, nonce).hex() for k in (k0, ratchet(k0), ratchet(ratchet(k0)))]
     assert counts == "2000 2002"
+    assert after_race == "2002"
 
 
 @pytest.mark.parametrize("missing", ["_current_graph_task_id", "_current_autograd_node", "_len_torch_dispatch_stack"])

@@ -1,5 +1,5 @@
 // Words into values on the host: the law's conversions over whole arrays, for bits that were not made by a kernel
-// (direct quantum bits), and for tests. Words lie as in the keystream: a 64-bit draw is its low word, then its high word.
+// (direct quantum bits), and for tests. Words lie as in the keystream: a 64-bit draw is its low word, then its high one.
 #pragma once
 
 #include "law/word.h"

@@ -32,6 +32,8 @@ COEFFICIENTS = {
     }.items()
 }
 WIDTH = {"float32": 32, "bfloat16": 32, "float16": 32, "float64": 64}  # bits of a draw of `uniform` and `normal`
+# Words wrap around on purpose; numpy warns of it when a draw is a scalar.
+_wrapping = np.errstate(over="ignore")
 UNIFORM_BITS = {"float32": 24, "bfloat16": 8, "float16": 11, "float64": 53}
 
 
@@ -46,6 +48,7 @@ def uniform(draws, dtype="float32", closed_above=False):
     return values if dtype == "float64" else round_to(values, dtype)
 
 
+@_wrapping
 def normal(even_draws, odd_draws, dtype="float32"):
     """The pair of normals (elements 2j, 2j+1) of the draws A = 2j and B = 2j+1: r cos(2 pi t), r sin(2 pi t).
 
@@ -65,6 +68,7 @@ def normal(even_draws, odd_draws, dtype="float32"):
     return round_to(r * cosine, dtype), round_to(r * sine, dtype)
 
 
+@_wrapping
 def exponential(draws, dtype="float32"):
     """-ln U, U = (64-bit draw + 1/2) * 2^-64. Between 2^-65 and 45.06: never 0, never Inf.
 
@@ -77,6 +81,7 @@ def exponential(draws, dtype="float32"):
     return round_to(np.maximum(x, np.float32(2.0**-24)) if dtype == "float16" else x, dtype)
 
 
+@_wrapping
 def gumbel(draws, dtype="float32"):
     """-ln of the exponential of the same draw (in fp32 for the 16-bit types). Between -3.81 and 45.06."""
     draws = np.asarray(draws, np.uint64)

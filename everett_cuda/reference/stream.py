@@ -33,7 +33,8 @@ def blocks(record, numbers, tag, s=0, generator="chacha8"):
     """Keystream blocks uint32 (n, 16) with the given numbers (uint64 array).
 
     ChaCha: state words 4-11 subkey, 12-13 block number (low word first), 14 tag, 15 s. Philox4x32-10: key = subkey
-    words 0-1; call i has the counter (i low, i high, w2^tag, w3^s) with subkey words 2 and 3; block b is calls 4b..4b+3.
+    words 0-1; call i has the counter (i low, i high, w2^tag, w3^s), w2 and w3 = subkey words 2 and 3; block b is calls
+    4b ... 4b+3.
     """
     numbers = np.atleast_1d(np.asarray(numbers, np.uint64))
     if generator == "philox":

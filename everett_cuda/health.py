@@ -131,7 +131,7 @@ def cutoffs(h: float | str | Rational) -> Cutoffs:
         raise ValueError(f"claimed min-entropy {h} bits a byte is outside (0, 8]; give the source's own claim as h=")
     if claim * UNIT_BYTES < MIN_UNIT_ENTROPY:
         raise ValueError(
-            f"claimed entropy too low to be tested: {h} bits a byte are {float(claim * UNIT_BYTES):g} in a unit of "
+            f"claimed entropy too low to be tested: {float(claim):g} bits a byte are {float(claim * UNIT_BYTES):g} in a unit of "
             f"{UNIT_BYTES} bytes, and the duplicate test needs {MIN_UNIT_ENTROPY}; claim at least h=0.52"
         )
     found = Cutoffs(
@@ -143,7 +143,7 @@ def cutoffs(h: float | str | Rational) -> Cutoffs:
     for name, cutoff, window in (("byte", found.apt_bytes, BYTE_WINDOW), ("bit", found.apt_bits, BIT_WINDOW)):
         if cutoff >= window:
             raise ValueError(
-                f"claimed entropy too low to be tested: at h={h} the {name} proportion cutoff {cutoff} is not below "
+                f"claimed entropy too low to be tested: at h={float(claim):g} the {name} proportion cutoff {cutoff} is not below "
                 f"its window of {window} samples; claim at least h=0.52"
             )
     return found

@@ -162,7 +162,21 @@ void bind_health(py::module_& m) {
 }
 
 void bind_pipeline(py::module_& m) {
-  m.def("libcrypto_name", &libcrypto_name, "The libcrypto in use, or '' where none opens");
+  m.def("sha256_library", &libcrypto_name, "The libcrypto in use, or '' where none opens");
+  m.def(
+      "sha256_blocks",
+      [](py::buffer raw, size_t block_bytes) {
+        py::buffer_info info = raw.request();
+        Bytes from = bytes_of(info);
+        if (block_bytes == 0 || from.size % block_bytes != 0) throw py::value_error("whole blocks of raw bytes are needed");
+        std::string out(from.size / block_bytes * kBlock, '\0');
+        {
+          py::gil_scoped_release release;
+          sha256_libcrypto()(from.data, block_bytes, from.size / block_bytes, reinterpret_cast<uint8_t*>(&out[0]));
+        }
+        return py::bytes(out);
+      },
+      py::arg("raw"), py::arg("block_bytes"), "SHA-256 of each piece of block_bytes raw bytes, by libcrypto");
   m.attr("TESTS") = [] {
     py::tuple names(kTests);
     for (int i = 0; i < kTests; i++) names[size_t(i)] = test_name(Test(i));

@@ -18,12 +18,14 @@ std::chrono::steady_clock::time_point deadline_in(double timeout_s) {
              std::chrono::duration<double>(timeout_s < 0 ? kForever : std::min(timeout_s, kForever)));
 }
 
+size_t power_of_two(size_t n) {
+  if (n == 0 || (n & (n - 1)) != 0) throw std::invalid_argument("ring capacity must be a power of two");
+  return n;
+}
+
 }  // namespace
 
-Ring::Ring(size_t capacity) : capacity_(capacity), pages_(capacity) {
-  if (capacity == 0 || (capacity & (capacity - 1)) != 0)
-    throw std::invalid_argument("ring capacity must be a power of two");
-}
+Ring::Ring(size_t capacity) : capacity_(power_of_two(capacity)), pages_(capacity) {}
 
 Ring::~Ring() {
   if (mark_.forked()) (void)locks_.release();

@@ -109,7 +109,7 @@ def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
 
 
 def _direct(fill: _Fill, p: torch.Tensor | None) -> torch.Tensor:
-    from . import current_source  # the one place where noise looks past the keys: there is no key here
+    from .session import current_source  # here, because session needs keys and the package needs noise
 
     source, n = current_source(), math.prod(fill.shape)
     if fill.kind == "bernoulli":

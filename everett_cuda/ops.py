@@ -6,6 +6,7 @@ a gradient is asked for); under functorch, forward-mode AD and tensor subclasses
 is what makes `vmap(randomness=...)` hold. `csrc/law/` states which bits decide what.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ STREAMS = {"chacha8": 0, "chacha12": 1, "chacha20": 2, "philox": 3}
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _NO_RECORD = bytes(48)  # p = 0 and p = 1 decide without a draw
 _SERIAL_BELOW = 32768  # elements; a second thread costs more than it gives
+_COPY_BELOW = 4096  # elements of a strided gradient (an expanded sum); describing its strides to C++ costs 10 us
 
 _DROPOUT, _DROPOUT_ADD, _AFFINE = 0, 1, 2
 
@@ -63,8 +65,15 @@ def _check_tensor(x: torch.Tensor, name: str = "x") -> None:
             f"{name}: dropout needs float32, float64, bfloat16 or float16, got {x.dtype}. Convert it first, e.g. "
             f"{name}.float()."
         )
-    if x.device.type not in ("cpu", "meta"):
+    if not (x.is_cpu or x.is_meta):
         raise EverettError(f"{name}: kernels of this build run on the CPU, got a tensor on {x.device}. Move it with .cpu().")
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked_mask(p: float, stream: str, affine=None, mask_dims=None) -> _Mask | None:
+    """The mask of checked arguments; None where p is so small that nothing is dropped. Cached: a model asks for few."""
+    generator, p = _check_stream(stream), _check_p(p)
+    return None if p < 2.0**-48 else _Mask(p, generator, affine, 0, mask_dims)
 
 
 # --- the kernel call --------------------------------------------------------------------------------------------------
@@ -193,8 +202,12 @@ class _EagerMasked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad_x = _masked(grad, ctx.record, _linear(ctx.mask)) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, grad if ctx.has_residual else None
+        mask = ctx.mask if ctx.mask.affine is None else _linear(ctx.mask)
+        if grad.numel() <= _COPY_BELOW and not grad.is_contiguous():
+            grad = grad.contiguous()
+        if not ctx.has_residual:
+            return _masked(grad, ctx.record, mask), None, None
+        return _masked(grad, ctx.record, mask) if ctx.needs_input_grad[0] else None, None, None, grad
 
 
 # Function.apply in Python rebinds its arguments by signature at each call where setup_context is given, and asks for
@@ -202,12 +215,8 @@ class _EagerMasked(torch.autograd.Function):
 _eager_masked = super(torch.autograd.Function, _EagerMasked).apply
 
 
-def _is_eager(x: torch.Tensor, residual: torch.Tensor | None) -> bool:
-    return (
-        keys.can_go_direct(x)
-        and (residual is None or keys.can_go_direct(residual))
-        and forward_ad._current_level < 0
-    )
+def _is_eager(x: torch.Tensor) -> bool:
+    return keys.can_go_direct(x) and forward_ad._current_level < 0
 
 
 def _eager(x, record: bytes, mask, residual):
@@ -218,7 +227,7 @@ def _eager(x, record: bytes, mask, residual):
 
 def _masked(x, record, mask, residual=None):
     """The masked op under a given record, by the cheapest way that is right for x and the modes in force."""
-    if type(record) is bytes and _is_eager(x, residual):
+    if type(record) is bytes and _is_eager(x) and (residual is None or _is_eager(residual)):
         return _eager(x, record, mask, residual)
     return _Masked.apply(x, record, mask, residual)
 
@@ -244,13 +253,13 @@ class _Mix(torch.autograd.Function):
         return torch.stack([_Mix.apply(nonce[i].contiguous()) for i in range(info.batch_size)]), 0
 
 
-def _masked_draw(x, residual, mask):
+def _masked_draw(x, mask, residual=None):
     """The masked op under a record of its own."""
-    if x.device.type == "meta":
+    if x.is_meta:
         return torch.empty_like(x)
-    if x.numel() == 0 or mask.p == 1.0:
+    if mask.p == 1.0 or x.numel() == 0:
         return _masked(x, _NO_RECORD, mask, residual)
-    if _is_eager(x, residual):
+    if _is_eager(x) and (residual is None or _is_eager(residual)):
         return _eager(x, keys.draw_record(), mask, residual)
     return _Masked.apply(x, _Mix.apply(keys.nonce_tensor(x.device)), mask, residual)
 
@@ -271,12 +280,11 @@ def dropout(
     Raises TypeError or ValueError for bad arguments; SourceNotOpen, Starved, HealthAlarm, SourceExhausted or ForkedError
     when there is no key. Source of the method: the stream law, csrc/law/keepdrop.h.
     """
-    generator = _check_stream(stream)
-    p = _check_p(p)
+    mask = _checked_mask(p, stream)
     _check_tensor(x)
-    if not training or p < 2.0**-48:
+    if not training or mask is None:
         return x
-    y = _masked_draw(x, None, _Mask(p, generator))
+    y = _masked_draw(x, mask)
     return x.copy_(y) if inplace else y
 
 
@@ -288,8 +296,7 @@ def dropout_add(
     x and residual: equal shape, dtype and device. Gradients: of x as dropout's, of residual the incoming one. Errors as
     `dropout`, and ValueError where shapes differ (no broadcasting).
     """
-    generator = _check_stream(stream)
-    p = _check_p(p)
+    mask = _checked_mask(p, stream)
     _check_tensor(x)
     _check_tensor(residual, "residual")
     if x.shape != residual.shape or x.dtype != residual.dtype or x.device != residual.device:
@@ -297,18 +304,17 @@ def dropout_add(
             f"residual: must match x ({tuple(x.shape)}, {x.dtype}, {x.device}), got {tuple(residual.shape)}, "
             f"{residual.dtype}, {residual.device}"
         )
-    if not training or p < 2.0**-48:
+    if not training or mask is None:
         return x + residual
-    return _masked_draw(x, residual, _Mask(p, generator))
+    return _masked_draw(x, mask, residual)
 
 
 def _feature_dropout(x, p, training, inplace, mask_dims, stream):
-    generator = _check_stream(stream)
-    p = _check_p(p)
+    mask = _checked_mask(p, stream, mask_dims=mask_dims)
     _check_tensor(x)
-    if not training or p < 2.0**-48:
+    if not training or mask is None:
         return x
-    y = _masked_draw(x, None, _Mask(p, generator, mask_dims=mask_dims))
+    y = _masked_draw(x, mask)
     return x.copy_(y) if inplace else y
 
 
@@ -346,22 +352,24 @@ def drop_path(x, p=0.5, training=True, *, stream="chacha8"):
 _SELU_DROPPED = -1.7580993408473766  # -scale * alpha of SELU: its value at minus infinity
 
 
+def _alpha_affine(p: float) -> tuple[float, float, float]:
+    """(scale, shift, dropped) that keep mean 0 and variance 1; at p = 1 everything becomes 0, as in torch."""
+    if p == 1.0:
+        return 0.0, 0.0, 0.0
+    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _SELU_DROPPED**2))
+    shift = -scale * p * _SELU_DROPPED
+    return scale, shift, scale * _SELU_DROPPED + shift
+
+
 def alpha_dropout(
     x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, stream: str = "chacha8"
 ) -> torch.Tensor:
     """Alpha dropout (Klambauer et al. 2017, "Self-Normalizing Neural Networks"): dropped elements take SELU's negative
     limit, and an affine map keeps mean 0 and variance 1. Arguments and errors as `dropout`; at p = 1 the result is 0,
     as torch's."""
-    generator = _check_stream(stream)
-    p = _check_p(p)
+    mask = _checked_mask(p, stream, affine=_alpha_affine(_check_p(p)))
     _check_tensor(x)
-    if not training or p < 2.0**-48:
+    if not training or mask is None:
         return x
-    if p == 1.0:
-        affine = (0.0, 0.0, 0.0)
-    else:
-        scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _SELU_DROPPED**2))
-        shift = -scale * p * _SELU_DROPPED
-        affine = (scale, shift, scale * _SELU_DROPPED + shift)
-    y = _masked_draw(x, None, _Mask(p, generator, affine=affine))
+    y = _masked_draw(x, mask)
     return x.copy_(y) if inplace else y

@@ -746,7 +746,7 @@ def test_without_libcrypto_hashlib_gives_the_same_keys():
     code = """
 import threading, torch
 from everett_cuda import _C, keys
-assert _C.sha256_library() == "hashlib (slow)", _C.sha256_library()
+assert _C.sha256_library() == "", _C.sha256_library()
 ring = _C.Ring(4096)
 ring.put(bytes(range(32)))
 keys.attach(ring)

@@ -1,0 +1,1 @@
+"""Benchmarks: one file a noun, rows committed in results/. Run by `make bench` and `make bench-gpu`."""

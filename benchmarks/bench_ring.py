@@ -102,4 +102,5 @@ def rows() -> Iterator[dict]:
 
 if __name__ == "__main__":
     for row in rows():
-        print(f"{row['name']:13} {row['measure']:48} {row['value']:8.1f} {row['unit']:5} p20 {row['p20']:.1f} p80 {row['p80']:.1f}")
+        what = f"{row['name']:13} {row['measure']:48}"
+        print(f"{what} {row['value']:8.1f} {row['unit']:5} p20 {row['p20']:.1f} p80 {row['p80']:.1f}")

@@ -21,7 +21,7 @@ ASSUMED_MIN_ENTROPY = Fraction(4)
 
 
 class TransportError(SourceError):
-    """Bytes were lost on the way (a short read, a time-out). Not an alarm: the source drops what it holds and goes on."""
+    """Bytes were lost on the way (a short read, a time-out). No alarm: the source drops what it holds and goes on."""
 
 
 class DeviceLost(TransportError):
@@ -88,6 +88,11 @@ class Driver(abc.ABC):
     @abc.abstractmethod
     def open(cls, uri) -> "Driver":
         """Opens what the `SourceURI` names, or raises SourceError (SourceExhausted for a recording with no bytes)."""
+
+    @classmethod
+    def claim(cls, values: Mapping[str, object]) -> MinEntropy:
+        """The user's `h` among parsed parameters, else what the driver declares."""
+        return MinEntropy(values["h"], "claimed by user") if "h" in values else cls.min_entropy
 
     @classmethod
     def discover(cls) -> list[str]:

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from ..errors import SourceError, SourceExhausted
-from .contract import ASSUMED_MIN_ENTROPY, Driver, EndOfRecording, MinEntropy
+from .contract import Driver, EndOfRecording, MinEntropy
 from .uri import SourceURI, parse_flag
 
 
@@ -50,9 +50,7 @@ class ReplayDriver(Driver):
         values = uri.parameters(cls.parameters)
         if not uri.rest:
             raise SourceError(f"{uri.text!r} names no file; write replay:FILE")
-        h = values.get("h")
-        claim = MinEntropy(h, "claimed by user") if h is not None else MinEntropy(ASSUMED_MIN_ENTROPY, "assumed")
-        return cls(Path(uri.rest), values.get("loop", False), claim)
+        return cls(Path(uri.rest), values.get("loop", False), cls.claim(values))
 
     def readinto(self, buffer: memoryview, timeout_s: float) -> int:
         try:

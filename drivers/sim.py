@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import BadParameter
-from .contract import ASSUMED_MIN_ENTROPY, DeviceLost, Driver, MinEntropy, TransportError
+from .contract import DeviceLost, Driver, MinEntropy, TransportError
 from .uri import SourceURI, parse_count, parse_rate, parse_size
 
 _PAGE = 65536
@@ -64,7 +64,7 @@ class SimulatedDriver(Driver):
         seed: int,
         rate_bytes_per_s: float | None = None,
         faults: tuple[Fault, ...] = (),
-        min_entropy: MinEntropy = MinEntropy(ASSUMED_MIN_ENTROPY, "assumed"),
+        min_entropy: MinEntropy = Driver.min_entropy,
     ):
         self.name = f"simulated source (Philox, seed {seed})"
         self.serial = f"seed-{seed}"
@@ -84,9 +84,7 @@ class SimulatedDriver(Driver):
         values = uri.parameters(cls.parameters)
         if uri.rest:
             raise BadParameter(f"sim: takes parameters only, such as sim:seed=7, not {uri.rest!r}")
-        h = values.get("h")
-        claim = MinEntropy(h, "claimed by user") if h is not None else MinEntropy(ASSUMED_MIN_ENTROPY, "assumed")
-        return cls(values.get("seed", 0), values.get("rate"), values.get("fault", ()), claim)
+        return cls(values.get("seed", 0), values.get("rate"), values.get("fault", ()), cls.claim(values))
 
     def _at(self, kind: str) -> int | None:
         return next((f.offset for f in self._faults if f.kind == kind), None)

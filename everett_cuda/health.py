@@ -123,16 +123,16 @@ def proportion_cutoff(h: float | str | Rational, window: int, alpha_bits: int = 
 def cutoffs(h: float | str | Rational) -> Cutoffs:
     """All four cutoffs for a claim of h bits of min-entropy a raw byte, at alpha = 2^-60.
 
-    Raises ValueError for a claim outside (0, 8], one whose unit holds under 256 bits (two 512-byte units could be equal by chance), and one
-    for which a test could never fire.
+    Raises ValueError for a claim outside (0, 8], one whose unit of 512 bytes holds under 256 bits (two could be equal
+    by chance), and one for which a test could never fire.
     """
     claim = exact(h)
     if not 0 < claim <= 8:
         raise ValueError(f"claimed min-entropy {h} bits a byte is outside (0, 8]; give the source's own claim as h=")
     if claim * UNIT_BYTES < MIN_UNIT_ENTROPY:
         raise ValueError(
-            f"claimed entropy too low to be tested: {float(claim):g} bits a byte are {float(claim * UNIT_BYTES):g} in a unit of "
-            f"{UNIT_BYTES} bytes, and the duplicate test needs {MIN_UNIT_ENTROPY}; claim at least h=0.52"
+            f"claimed entropy too low to be tested: {float(claim):g} bits a byte are {float(claim * UNIT_BYTES):g} in "
+            f"a unit of {UNIT_BYTES} bytes, and the duplicate test needs {MIN_UNIT_ENTROPY}; claim at least h=0.52"
         )
     found = Cutoffs(
         rct_bytes=repetition_cutoff(claim),
@@ -143,14 +143,14 @@ def cutoffs(h: float | str | Rational) -> Cutoffs:
     for name, cutoff, window in (("byte", found.apt_bytes, BYTE_WINDOW), ("bit", found.apt_bits, BIT_WINDOW)):
         if cutoff >= window:
             raise ValueError(
-                f"claimed entropy too low to be tested: at h={float(claim):g} the {name} proportion cutoff {cutoff} is not below "
-                f"its window of {window} samples; claim at least h=0.52"
+                f"claimed entropy too low to be tested: at h={float(claim):g} the {name} proportion cutoff {cutoff} is "
+                f"not below its window of {window} samples; claim at least h=0.52"
             )
     return found
 
 
 def raw_bytes_per_block(h: float | str | Rational) -> int:
-    """Raw bytes that one conditioned block of 32 bytes takes: ceil((256 + 64) / h), as SP 800-90C asks for full entropy."""
+    """Raw bytes that one conditioned block of 32 bytes takes: ceil((256 + 64) / h), full entropy by SP 800-90C."""
     return math.ceil(320 / exact(h))
 
 

@@ -80,7 +80,7 @@ class Source:
         """Opens the source that `uri` names and runs its start-up test; when this returns, bits flow.
 
         ring_bytes: capacity of the ring, a power of two. Raises UnknownScheme, BadParameter, SourceError,
-        SourceExhausted (a recording too short for the start-up test) or StartupTestFailed; then nothing is left running.
+        SourceExhausted (a recording too short for the start-up test) or StartupTestFailed; then nothing is left open.
         """
         if ring_bytes < 16384 or ring_bytes & (ring_bytes - 1):
             raise ValueError(f"ring_bytes must be a power of two, at least 16384, not {ring_bytes}")
@@ -252,10 +252,11 @@ class Source:
                 "loop=1 to begin again (then bits repeat, and every status says so)."
             )
         if answer == _C.Take.failed:
-            return SourceError(f"{self._failure or self.uri + ' broke'}; {asked} bytes were asked for, {unread} are left")
+            why = self._failure or f"{self.uri} broke"
+            return SourceError(f"{why}; {asked} bytes were asked for, {unread} are left")
         return Starved(
-            f"{self.uri} gave no {asked} bytes within {timeout_s:g} s ({unread} are there, {counts['raw_in']} raw bytes "
-            "have come in); wait longer, draw less, or use a faster source"
+            f"{self.uri} gave no {asked} bytes within {timeout_s:g} s ({unread} are there, {counts['raw_in']} raw "
+            "bytes have come in); wait longer, draw less, or use a faster source"
         )
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -277,7 +278,9 @@ class Source:
             self.driver = self._connect()
             try:
                 if self.driver.serial != serial:
-                    raise SourceError(f"{self.uri} is another device now: {self.driver.serial}, not {serial}; open it anew")
+                    raise SourceError(
+                        f"{self.uri} is another device now: {self.driver.serial}, not {serial}; open it anew"
+                    )
                 if self.driver.kind in ("recorded", "simulated"):
                     self._pipeline.forget_units()  # it begins again at its start
                 self._pipeline.reopen()
@@ -333,7 +336,7 @@ class Source:
         return f"{AlarmReport.of(alarms[-1])} on {self.uri}" if alarms else f"health alarm on {self.uri}"
 
     def status(self) -> SourceStatus:
-        """What the source is and what it has done; of the moment of closing once it is closed. ForkedError in a child."""
+        """What the source is and has done; of the moment of closing once it is closed. ForkedError in a child."""
         self._refuse_in_child()
         return self._final or self._status()
 

@@ -18,7 +18,7 @@ def label(kind: str, loop: bool = False) -> str:
 
 @dataclass(frozen=True)
 class AlarmReport:
-    """One health alarm. offset: raw byte with which the test reached its cutoff, counted since the source was opened."""
+    """One health alarm. offset: the raw byte, counted since the opening, with which the test reached its cutoff."""
 
     test: str
     offset: int
@@ -103,7 +103,8 @@ class SourceStatus:
             f"{self.raw_bytes_dropped:,} dropped, {self.transport_errors} transport errors",
             "conditioned": f"{self.conditioned_bytes_out:,} out, {self.bytes_handed_out:,} handed out, "
             f"{self.bytes_destroyed:,} destroyed",
-            "ring": f"{self.ring_unread:,} of {self.ring_bytes:,} bytes unread, locked: {'yes' if self.ring_locked else 'no'}",
+            "ring": f"{self.ring_unread:,} of {self.ring_bytes:,} bytes unread, "
+            f"locked: {'yes' if self.ring_locked else 'no'}",
         }
         if self.loop:
             rows["loop"] = f"loop=1, begun again {self.passes} times"

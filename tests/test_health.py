@@ -42,8 +42,9 @@ def test_proportion_formula_gives_the_published_values(h, window, alpha, printed
 
 @pytest.mark.parametrize(
     "h, window, alpha, corrected",
-    [(1, 1024, 20, 590), (0.98, 1024, 40, 633), (0.9, 1024, 40, 662), (0.5, 1024, 30, 810), (8, 512, 30, 17), (7.9, 512, 30, 18)],
-)
+    [(1, 1024, 20, 590), (0.98, 1024, 40, 633), (0.9, 1024, 40, 662), (0.5, 1024, 30, 810), (8, 512, 30, 17),
+     (7.9, 512, 30, 18)],
+)  # fmt: skip
 def test_corrected_proportion_cutoffs(h, window, alpha, corrected):
     assert health.proportion_cutoff(h, window, alpha) == corrected
 
@@ -69,9 +70,9 @@ def test_table_check_passes_and_notices_a_change(monkeypatch):
 
 
 def test_decimal_claims_are_taken_exactly():
-    assert health.raw_bytes_per_block(4) == 80 and health.raw_bytes_per_block(8) == 40
-    assert health.raw_bytes_per_block("3.2") == health.raw_bytes_per_block(3.2) == 100  # 320 / the nearest double is 99.99...
-    assert health.repetition_cutoff("0.6") == 101
+    assert [health.raw_bytes_per_block(h) for h in (8, "7.1", 4, 3.2)] == [40, 46, 80, 100]
+    # 60 / 0.6 is 100; with the double nearest to 0.6 it is above, and the cutoff would be 102.
+    assert health.repetition_cutoff("0.6") == health.repetition_cutoff(0.6) == 101
 
 
 @pytest.mark.parametrize("h", [0, -1, 8.001, "9", 0.4999, 0.5, 0.1])
@@ -120,7 +121,7 @@ def test_stuck_byte_is_named_by_its_first_alarm(avx2):
 
 
 def _patchwork(rng):
-    """Units of good bytes with runs, near-runs, bias and copies sprinkled in, some beyond a cutoff and some just below."""
+    """Units of good bytes with runs, near-runs, bias and copies sprinkled in, some beyond a cutoff, some just below."""
     raw = good_bytes(512 * int(rng.integers(2, 9)), int(rng.integers(1 << 30)))
     for _ in range(int(rng.integers(0, 4))):
         n = int(rng.choice([2, 13, 14, 15, 16, 17, 40, 130, 512]))

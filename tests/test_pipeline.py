@@ -1,4 +1,4 @@
-"""Pipeline: units, quarantine, start-up test, alarms, transport errors; every block against hashlib over its raw bytes."""
+"""Pipeline: units, quarantine, start-up test, alarms, transport errors; every block against hashlib over raw bytes."""
 
 import hashlib
 import threading

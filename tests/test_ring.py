@@ -234,9 +234,11 @@ def test_a_forked_child_gets_nothing_and_sees_no_bytes():
     ring = _C.Ring(4096)
     ring.put(os.urandom(1000))
     assert not ring.all_zero()
-    assert in_forked_child(lambda: (take(ring, 8), ring.all_zero(), ring.unread, ring.put(b"x"), ring.destroy_unread())) == str(
-        ((Take.forked, b"\xee" * 8), True, 0, False, 0)
-    )
+
+    def child():
+        return take(ring, 8), ring.all_zero(), ring.unread, ring.put(b"x"), ring.destroy_unread()
+
+    assert in_forked_child(child) == str(((Take.forked, b"\xee" * 8), True, 0, False, 0))
     assert ring.unread == 1000 and take(ring, 8)[0] == Take.ok
 
 

@@ -83,7 +83,7 @@ class BuildExt(build_ext):
         gencode += ["-gencode", f"arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
         return [
             str(cuda_home() / "bin" / "nvcc"), "-c", source, "-o", str(obj), "-O3", "-std=c++17", "--threads", "0",
-            "--fmad=false", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off", *gencode,
+            "--fmad=false", "-lineinfo", "-Icsrc", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off", *gencode,
         ]  # fmt: skip
 
 

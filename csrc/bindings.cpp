@@ -6,6 +6,7 @@ void bind_entropy(pybind11::module_& m);
 void bind_key(pybind11::module_& m);
 void bind_convert(pybind11::module_& m);
 void bind_stream(pybind11::module_& m);
+void bind_eager(pybind11::module_& m);
 }  // namespace everett
 
 PYBIND11_MODULE(_C, m) {
@@ -14,4 +15,5 @@ PYBIND11_MODULE(_C, m) {
   everett::bind_key(m);
   everett::bind_convert(m);
   everett::bind_stream(m);
+  everett::bind_eager(m);
 }

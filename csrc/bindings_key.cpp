@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <string.h>
 
-#include "key.h"
+#include "bindings_key.h"
 #include "sha256.h"
 
 namespace py = pybind11;
@@ -16,13 +16,6 @@ const char* name_of(Drawn d) {
   return names[int(d)];
 }
 
-struct PyKeyring : Keyring {
-  PyKeyring(Ring* ring, size_t tape_entries, py::function refuse)
-      : Keyring(ring, tape_entries), on_refusal(std::move(refuse)), on_repeat(py::none()) {}
-  py::function on_refusal;  // called with the reason; raises
-  py::object on_repeat;     // called without arguments after a `reused` draw, unless None
-};
-
 thread_local struct {
   Drawn drawn = Drawn::must_wait;
   u64 ticket = 0;
@@ -34,21 +27,8 @@ void check_signals() {
 }
 
 py::bytes draw(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request) {
-  if (nonce_address == 0) throw py::value_error("the nonce has no memory (a fake, meta or wrapped tensor?)");
-  memcpy(request.name.nonce, reinterpret_cast<const void*>(nonce_address), 16);
   Subkey record;
-  u64 ticket = 0;
-  Drawn drawn = k.draw(request, record, ticket);
-  if (drawn == Drawn::must_wait) {
-    py::gil_scoped_release nogil;
-    drawn = k.draw_waiting(request, record, ticket, check_signals);
-  }
-  if (!made_record(drawn)) {
-    k.on_refusal(name_of(drawn));
-    throw std::runtime_error(std::string("draw refused: ") + name_of(drawn));
-  }
-  last_draw = {drawn, ticket};
-  if (drawn == Drawn::reused && !k.on_repeat.is_none()) k.on_repeat();
+  draw_or_raise(k, nonce_address, request, record);
   return py::bytes(reinterpret_cast<const char*>(&record), sizeof(record));
 }
 
@@ -112,6 +92,23 @@ py::bytes hash_of_key(void (*hash)(const u8*, u8*), py::bytes key) {
 }
 
 }  // namespace
+
+void draw_or_raise(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request, Subkey& record) {
+  if (nonce_address == 0) throw py::value_error("the nonce has no memory (a fake, meta or wrapped tensor?)");
+  memcpy(request.name.nonce, reinterpret_cast<const void*>(nonce_address), 16);
+  u64 ticket = 0;
+  Drawn drawn = k.draw(request, record, ticket);
+  if (drawn == Drawn::must_wait) {
+    py::gil_scoped_release nogil;
+    drawn = k.draw_waiting(request, record, ticket, check_signals);
+  }
+  if (!made_record(drawn)) {
+    k.on_refusal(name_of(drawn));
+    throw std::runtime_error(std::string("draw refused: ") + name_of(drawn));
+  }
+  last_draw = {drawn, ticket};
+  if (drawn == Drawn::reused && !k.on_repeat.is_none()) k.on_repeat();
+}
 
 void bind_key(py::module_& m) {
   set_sha256_fallback(hashlib_sha256);

@@ -50,9 +50,6 @@ Layout flat(i64 n, u64 e0) {
   return l;
 }
 
-// Below this many elements a kernel ends sooner than another thread could take the GIL.
-constexpr i64 kReleaseGil = 1 << 14;
-
 template <class Run>
 void without_gil(i64 n, Run run) {
   if (n < kReleaseGil) return run();

@@ -41,6 +41,9 @@ struct FillJob {
   Layout layout;
 };
 
+// Below this many elements a kernel ends sooner than another thread could take Python's GIL.
+constexpr i64 kReleaseGil = 1 << 14;
+
 // Runs the job on up to `threads` threads. The bits depend on neither the threads nor the instruction set.
 void run_masked(const MaskedJob& job, int threads);
 void run_fill(const FillJob& job, int threads);

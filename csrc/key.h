@@ -113,6 +113,8 @@ class Keyring {
   Drawn draw(const KeyRequest& request, Offer& offer, Subkey& out, u64& ticket);
   bool choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn& drawn);
   bool new_key(Offer& offer, u8 key[32], Drawn& drawn);
+  StepKey* find_step_key(const DrawName& name);
+  void keep_step_key(StepKey* place, const DrawName& name, const u8 key[32]);
   void count(Drawn drawn, bool unverified);
   Secrets& secrets() const { return *reinterpret_cast<Secrets*>(pages_.data()); }
 
@@ -126,7 +128,7 @@ class Keyring {
   bool can_stretch_ = false;
   u64 ratchet_state_ = 0;
   u64 step_ = 1;  // counts every boundary, from 1
-  int next_step_key_ = 0;
+  u32 next_step_key_ = 0;
 };
 
 // The ratchet, and what a ledger may publish of a key: SHA-256(label || key); the labels keep one from giving the other.

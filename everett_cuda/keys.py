@@ -98,11 +98,13 @@ def draw_record() -> bytes:
     return _draw_in_backward(keyring, nonce.address)
 
 
-def record_from_nonce(nonce: torch.Tensor) -> bytes:
+def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> bytes:
     """The subkey record of a nonce that was drawn as a tensor: int64, shape (2,), contiguous, on the CPU, real.
 
-    The facts (gradient mode, the node being evaluated) are those of the calling thread now. Errors: as `draw_record`,
-    and TypeError or ValueError for another kind of tensor.
+    The facts (the node being evaluated) are those of the calling thread now. grad_enabled: whether gradients were on
+    where the op was called; None asks torch, which says no inside autograd.Function.forward. There give what the caller
+    saw, or a recomputation of an unknown nonce passes for a hook's new draw. Errors: as `draw_record`, and TypeError or
+    ValueError for another kind of tensor.
     """
     if type(nonce) not in _PLAIN:
         raise TypeError(f"nonce: a plain torch.Tensor, got {type(nonce).__name__}; unwrap it inside the op")
@@ -112,10 +114,10 @@ def record_from_nonce(nonce: torch.Tensor) -> bytes:
     keyring = _keyring or _open_from_environment()
     if _graph_task_id() == -1:
         return keyring.draw(nonce.data_ptr(), _is_inference())
-    return _draw_in_backward(keyring, nonce.data_ptr())
+    return _draw_in_backward(keyring, nonce.data_ptr(), grad_enabled)
 
 
-def _draw_in_backward(keyring: "_C.Keyring", nonce_address: int) -> bytes:
+def _draw_in_backward(keyring: "_C.Keyring", nonce_address: int, grad_enabled: bool | None = None) -> bytes:
     node = _current_node()
     return keyring.draw_at(
         nonce_address,
@@ -123,7 +125,7 @@ def _draw_in_backward(keyring: "_C.Keyring", nonce_address: int) -> bytes:
         _DEFAULT_GENERATOR,
         inference=_is_inference(),
         in_backward=True,
-        grad_enabled=torch.is_grad_enabled(),
+        grad_enabled=torch.is_grad_enabled() if grad_enabled is None else grad_enabled,
         keep_graph=_keep_graph(),
         nested=_is_nested_backward(),
         node=_NO_NODE if node is None else node._sequence_nr(),
@@ -285,8 +287,8 @@ def attach(
     """Keys come from `ring` (a `_C.Ring`) from now on. ev.open does this.
 
     explain: given "ended", "failed", "alarm", "closed" or "forked", the source's own account of it (an exception), or
-    None. tape_entries: draws whose keys are remembered, about 120 bytes each, oldest forgotten first. When a keyring is
-    already there its tape stays, so that graphs built before a source was opened again still recompute.
+    None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
+    already there its tape stays as it is, so that graphs built before the source was opened again still recompute.
     """
     global _keyring, _explain, _hook
     with _lock:

@@ -313,6 +313,34 @@ def test_a_forward_before_the_source_was_open_is_an_error(reentrant):
         y.sum().backward()
 
 
+def test_an_op_that_draws_inside_its_function_passes_on_the_callers_gradient_mode():
+    """Inside Function.forward gradients are off, which would look like a hook: the op says what its caller saw."""
+
+    class Draw(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, nonce, grad_enabled):
+            ctx.record = keys.record_from_nonce(nonce, grad_enabled)
+            return x * mask_of(ctx.record, x.shape, 0.5)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * mask_of(ctx.record, grad.shape, 0.5), None, None
+
+    def f(x):
+        return torch.exp(Draw.apply(torch.sin(x), keys.nonce_tensor(), torch.is_grad_enabled()))
+
+    x = leaf()
+    y = checkpoint(f, x, use_reentrant=False)
+    keys.step()
+    y.sum().backward()
+    assert right(x, y)
+    with pytest.raises(ReplayMiss):
+        checkpoint(f, x, use_reentrant=False, preserve_rng_state=False).sum().backward()
+    noisy = leaf() * 2
+    noisy.register_hook(f)
+    noisy.sum().backward()  # a hook: new, no alarm
+
+
 def test_draws_in_hooks_are_new_draws():
     x = leaf()
 

@@ -1,10 +1,10 @@
-// Keys: 32 conditioned bytes each, drawn from the ring, given to draws by the rules of freshness and the tape, stretched
-// when the source is slow and the user allows it. Out comes the subkey record of a draw; no key ever leaves.
+// Keys: 32 conditioned bytes each, drawn from the ring, given to draws by the rules of freshness and the tape,
+// stretched when the source is slow and the user allows it. Out comes the subkey record of a draw; no key ever leaves.
 //
 // Stretching derives K' = SHA-256("everett/1/stretch\0" || K) from the last key, fresh or stretched, and overwrites it.
 // It bridges a gap: it goes on while the ring says `empty`, at most max_stretch times per fresh key, and never once no
-// fresh key can come any more (recording exhausted, source broken or closed, permanent alarm): that is an error, because
-// stretching for ever would be a pseudo-random generator. Keys already on the tape still serve recomputations then.
+// fresh key can come any more (recording exhausted, source broken or closed, permanent alarm): that is an error,
+// because stretching for ever would be a pseudo-random generator. Keys on the tape still serve recomputations then.
 #pragma once
 
 #include <functional>
@@ -131,7 +131,7 @@ class Keyring {
   u32 next_step_key_ = 0;
 };
 
-// The ratchet, and what a ledger may publish of a key: SHA-256(label || key); the labels keep one from giving the other.
+// The ratchet, and what a ledger may publish of a key: SHA-256(label || key). The labels keep the two apart.
 void stretched_key(const u8 key[32], u8 out[32]);
 void key_commitment(const u8 key[32], u8 out[32]);
 

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pybind11
@@ -22,7 +23,7 @@ ISA_FLAGS = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mtune=haswell"],
     "kernels_avx512.cpp": [
         "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mbmi2",
-        "-mprefer-vector-width=512", "-mtune=icelake-server",
+        "-mprefer-vector-width=512", "-mtune=icelake-server", "-Wno-uninitialized",
     ],
 }  # fmt: skip
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -45,6 +46,10 @@ def cuda_home():
 
 class BuildExt(build_ext):
     """build_ext with per-file flags, nvcc for .cu files, two or more compilers at once, and reuse of fresh objects."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")  # pip would take a fresh folder
 
     def build_extension(self, ext):
         headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), ROOT / "setup.py"]

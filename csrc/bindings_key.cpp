@@ -162,7 +162,6 @@ void bind_key(py::module_& m) {
   m.def(
       "key_commitment", [](py::bytes key) { return hash_of_key(key_commitment, key); },
       "SHA-256('everett/1/commit' 00 key): what may be published of a key.");
-  m.def("sha256_library", &sha256_library, "Which SHA-256 is in use.");
 }
 
 }  // namespace everett

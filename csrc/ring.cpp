@@ -9,9 +9,26 @@
 
 namespace everett {
 
-Ring::Ring(size_t capacity) : capacity_(capacity), pages_(capacity) {
-  if (capacity == 0 || (capacity & (capacity - 1)) != 0)
-    throw std::invalid_argument("ring capacity must be a power of two");
+namespace {
+
+std::chrono::steady_clock::time_point deadline_in(double timeout_s) {
+  constexpr double kForever = 1e9;  // 31 years
+  return std::chrono::steady_clock::now() +
+         std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+             std::chrono::duration<double>(timeout_s < 0 ? kForever : std::min(timeout_s, kForever)));
+}
+
+size_t power_of_two(size_t n) {
+  if (n == 0 || (n & (n - 1)) != 0) throw std::invalid_argument("ring capacity must be a power of two");
+  return n;
+}
+
+}  // namespace
+
+Ring::Ring(size_t capacity) : capacity_(power_of_two(capacity)), pages_(capacity) {}
+
+Ring::~Ring() {
+  if (mark_.forked()) (void)locks_.release();
 }
 
 void Ring::clear(uint64_t from, size_t n) {
@@ -22,19 +39,39 @@ void Ring::clear(uint64_t from, size_t n) {
 
 // A sleeper counts itself before it looks a last time, a waker publishes before it reads the count (both sequentially
 // consistent), so one of the two always sees the other.
-void Ring::wake(std::condition_variable& who, std::atomic<int>& waiting) {
-  if (waiting.load() == 0) return;
-  { std::lock_guard<std::mutex> lock(sleep_); }
-  who.notify_all();
+void Ring::wake_readers() {
+  if (readers_waiting_.load() == 0) return;
+  { std::lock_guard<std::mutex> lock(locks_->sleep); }
+  locks_->readable.notify_all();
+}
+
+// A writer that found the ring full sleeps until a quarter of it is free: woken at each take of 32 bytes, every draw
+// from a full ring would cost its consumer a system call. A reader that waits lets the writer go at once, because it may
+// want more bytes than are in.
+bool Ring::writer_may_go(uint64_t head) const {
+  size_t room = capacity_ - size_t(head - tail_.load());
+  return end_.load() != Take::ok || room >= std::max<size_t>(capacity_ / 4, 1) ||
+         (room > 0 && readers_waiting_.load() > 0);
+}
+
+void Ring::wake_writer() {
+  if (writers_waiting_.load() == 0 || !writer_may_go(head_.load())) return;
+  { std::lock_guard<std::mutex> lock(locks_->sleep); }
+  locks_->writable.notify_all();
 }
 
 Take Ring::attempt(uint8_t* out, size_t n) {
-  if (mark_.forked()) return Take::forked;  // before any mutex: the parent may have held it at the fork
-  std::lock_guard<std::mutex> lock(consumer_);
+  if (mark_.forked()) return Take::forked;  // before any mutex
+  std::lock_guard<std::mutex> lock(locks_->consumer);
   Take end = end_.load();
   if (end == Take::alarm || end == Take::closed) return end;
   uint64_t tail = tail_.load();
-  if (head_.load() - tail < n) return end == Take::ok ? Take::empty : end;
+  if (head_.load() - tail < n) {
+    // The producer ends the ring after its last put, so an end that is seen only now may have come with more bytes.
+    end = end_.load();
+    if (end == Take::ok) return Take::empty;
+    if (end == Take::alarm || end == Take::closed || head_.load() - tail < n) return end;
+  }
   size_t at = tail & (capacity_ - 1), first = std::min(n, capacity_ - at);
   memcpy(out, pages_.data() + at, first);
   memcpy(out + first, pages_.data(), n - first);
@@ -46,43 +83,56 @@ Take Ring::attempt(uint8_t* out, size_t n) {
 Take Ring::try_take(uint8_t* out, size_t n) {
   if (n > capacity_) throw std::invalid_argument("more bytes asked for than the ring holds");
   Take got = attempt(out, n);
-  if (got == Take::ok) wake(writable_, writers_waiting_);
+  if (got == Take::ok) wake_writer();
   return got;
 }
 
 Take Ring::take(uint8_t* out, size_t n, double timeout_s) {
   Take got = try_take(out, n);
   if (got != Take::empty || timeout_s == 0) return got;
-  auto deadline = std::chrono::steady_clock::now() +
-                  std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-                      std::chrono::duration<double>(std::min(timeout_s < 0 ? 1e9 : timeout_s, 1e9)));
-  std::unique_lock<std::mutex> lock(sleep_);
+  const auto deadline = deadline_in(timeout_s);
+  std::unique_lock<std::mutex> lock(locks_->sleep);
   readers_waiting_++;
-  while ((got = attempt(out, n)) == Take::empty)
-    if (readable_.wait_until(lock, deadline) == std::cv_status::timeout && (got = attempt(out, n)) == Take::empty) break;
+  locks_->writable.notify_all();
+  for (bool late = false; (got = attempt(out, n)) == Take::empty && !late;)
+    late = locks_->readable.wait_until(lock, deadline) == std::cv_status::timeout;  // then looks once more
   readers_waiting_--;
   lock.unlock();
-  if (got == Take::ok) wake(writable_, writers_waiting_);
+  if (got == Take::ok) wake_writer();
   return got;
+}
+
+size_t Ring::discard(size_t n, double timeout_s) {
+  uint8_t piece[4096];
+  const auto deadline = deadline_in(timeout_s);
+  size_t done = 0;
+  while (done < n) {
+    size_t now = std::min({n - done, sizeof piece, capacity_});
+    double left = std::chrono::duration<double>(deadline - std::chrono::steady_clock::now()).count();
+    if (take(piece, now, std::max(left, 0.0)) != Take::ok) break;
+    done += now;
+  }
+  wipe(piece, sizeof piece);
+  return done;
 }
 
 bool Ring::put(const uint8_t* data, size_t n) {
   while (n > 0) {
     if (mark_.forked() || end_.load() != Take::ok) return false;
-    uint64_t head = head_.load();
-    size_t room = capacity_ - size_t(head - tail_.load());
+    const uint64_t head = head_.load();
+    const size_t room = capacity_ - size_t(head - tail_.load());
     if (room == 0) {
-      std::unique_lock<std::mutex> lock(sleep_);
+      std::unique_lock<std::mutex> lock(locks_->sleep);
       writers_waiting_++;
-      writable_.wait(lock, [&] { return end_.load() != Take::ok || head - tail_.load() < capacity_; });
+      locks_->writable.wait(lock, [&] { return writer_may_go(head); });
       writers_waiting_--;
       continue;
     }
-    size_t now = std::min(n, room), at = head & (capacity_ - 1), first = std::min(now, capacity_ - at);
+    const size_t now = std::min(n, room), at = head & (capacity_ - 1), first = std::min(now, capacity_ - at);
     memcpy(pages_.data() + at, data, first);
     memcpy(pages_.data(), data + first, now - first);
     head_.store(head + now);
-    wake(readable_, readers_waiting_);
+    wake_readers();
     data += now;
     n -= now;
   }
@@ -93,23 +143,47 @@ size_t Ring::destroy_unread() {
   if (mark_.forked()) return 0;
   size_t n;
   {
-    std::lock_guard<std::mutex> lock(consumer_);
-    uint64_t tail = tail_.load(), head = head_.load();
+    std::lock_guard<std::mutex> lock(locks_->consumer);
+    const uint64_t tail = tail_.load(), head = head_.load();
     n = size_t(head - tail);
     clear(tail, n);
     destroyed_ += n;
     tail_.store(head);
   }
-  wake(writable_, writers_waiting_);
+  wake_writer();
   return n;
 }
 
 void Ring::end(Take why) {
   if (mark_.forked()) return;
-  end_.store(why);
-  { std::lock_guard<std::mutex> lock(sleep_); }
-  readable_.notify_all();
-  writable_.notify_all();
+  Take now = end_.load();
+  while (now < why && !end_.compare_exchange_weak(now, why)) {
+  }
+  { std::lock_guard<std::mutex> lock(locks_->sleep); }
+  locks_->readable.notify_all();
+  locks_->writable.notify_all();
+}
+
+bool Ring::reopen() {
+  if (mark_.forked()) return false;
+  destroy_unread();
+  Take now = end_.load();
+  while (now != Take::closed)
+    if (end_.compare_exchange_weak(now, Take::ok)) return true;
+  return false;
+}
+
+Ring::Counts Ring::counts() const {
+  if (mark_.forked()) return {0, 0, 0, 0};
+  std::lock_guard<std::mutex> lock(locks_->consumer);
+  const uint64_t tail = tail_.load(), head = head_.load();
+  return {head, tail - destroyed_, destroyed_, head - tail};
+}
+
+bool Ring::all_zero() const {
+  for (size_t i = 0; i < capacity_; i++)
+    if (pages_.data()[i] != 0) return false;
+  return true;
 }
 
 }  // namespace everett

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <new>
+#include <stdexcept>
 
 namespace everett {
 
@@ -19,17 +20,18 @@ inline void wipe(void* p, size_t n) {
 
 class SecretPages {
  public:
-  explicit SecretPages(size_t bytes) : bytes_((bytes + 4095) & ~size_t(4095)) {
+  // lock = false: not worth a share of RLIMIT_MEMLOCK (8 MiB by default), such as the bytes of a recording.
+  explicit SecretPages(size_t bytes, bool lock = true) : bytes_((bytes + 4095) & ~size_t(4095)) {
     void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     data_ = static_cast<uint8_t*>(p);
-    // A kernel before 4.14 does not know WIPEONFORK; then the child must not have the pages at all.
-    if (madvise(data_, bytes_, MADV_WIPEONFORK) != 0 && madvise(data_, bytes_, MADV_DONTFORK) != 0) {
+    // Fail closed: without this a forked child would hold, and could use, the bits of its parent.
+    if (madvise(data_, bytes_, MADV_WIPEONFORK) != 0) {
       munmap(data_, bytes_);
-      throw std::bad_alloc();
+      throw std::runtime_error("the kernel cannot wipe memory in a forked child (MADV_WIPEONFORK, Linux 4.14 or later)");
     }
     madvise(data_, bytes_, MADV_DONTDUMP);
-    locked_ = mlock(data_, bytes_) == 0;
+    locked_ = lock && mlock(data_, bytes_) == 0;
   }
   ~SecretPages() {
     wipe(data_, bytes_);

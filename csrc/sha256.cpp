@@ -84,7 +84,7 @@ std::atomic<Sha256Function> fallback{nullptr};
 
 void set_sha256_fallback(Sha256Function f) { fallback = f; }
 
-const char* sha256_library() { return libcrypto().soname ? libcrypto().soname : "hashlib (slow)"; }
+std::string libcrypto_name() { return libcrypto().soname ? libcrypto().soname : ""; }
 
 void sha256(const u8* data, size_t n, u8 out[32]) {
   if (libcrypto().soname) {

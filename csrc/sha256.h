@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 
+#include <string>
+
 #include "law/word.h"
 
 namespace everett {
@@ -14,8 +16,8 @@ using Sha256Function = void (*)(const u8* data, size_t n, u8 out[32]);
 // no mutex held.
 void sha256(const u8* data, size_t n, u8 out[32]);
 
-// The soname that was opened, or "hashlib (slow)".
-const char* sha256_library();
+// The soname that was opened; empty where there is none and the fallback serves.
+std::string libcrypto_name();
 
 // Set once, before the first call; sha256() throws std::runtime_error where it is needed and missing.
 void set_sha256_fallback(Sha256Function f);

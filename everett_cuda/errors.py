@@ -17,6 +17,10 @@ class UnknownScheme(SourceError, ValueError):
     """The URI names no driver that is installed."""
 
 
+class BadParameter(SourceError, ValueError):
+    """A source URI is malformed, or one of its parameters is unknown or out of range."""
+
+
 class SourceExhausted(SourceError):
     """A recording has no bytes left; it never wraps around unless `loop=1` was given."""
 

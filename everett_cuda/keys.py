@@ -44,7 +44,8 @@ _NEXT_STEP = 'Call ev.open("auto") or ev.open(URI), or set EVERETT_SOURCE=URI.'
 _keyring: "_C.Keyring | None" = None
 _settings = {"freshness": "op", "on_starved": "stretch", "max_stretch": 2**16, "timeout_s": 60.0}
 _explain: Callable[[str], Exception | None] | None = None
-_lock = threading.RLock()
+_lock = threading.Lock()  # of the four above, innermost: ev.open comes here holding a lock of its own
+_opening = threading.RLock()
 _hook = None
 
 
@@ -229,7 +230,7 @@ def _open_from_environment() -> "_C.Keyring":
     uri = os.environ.get("EVERETT_SOURCE") if os.geteuid() == os.getuid() and os.getegid() == os.getgid() else None
     if not uri:
         raise SourceNotOpen(f"a draw was asked for before any source was open. {_NEXT_STEP}")
-    with _lock:
+    with _opening:
         if _keyring is None:
             import everett_cuda
 
@@ -275,8 +276,8 @@ _REPLAY_ERRORS = {
     "replay_miss": (
         "a recomputation inside a backward drew a nonce that no forward of its step drew, so its mask would not be "
         "that of the forward and the gradient silently wrong. Either preserve_rng_state=False was given to the "
-        "checkpoint (leave it True), or the forward ran before the source was open or before it was closed and opened again, or "
-        "more draws came between than the tape holds (tape_entries)."
+        "checkpoint (leave it True), or the forward ran before the source was open or before it was closed and opened "
+        "again, or more draws came between than the tape holds (tape_entries)."
     ),
     "replay_ambiguous": (
         "a recomputation inside a backward drew a nonce that several steps have drawn with different keys (the torch "

@@ -1,9 +1,8 @@
-"""Keys: the record of a draw, freshness, counts, the tape's size, devices, threads, forks, hashing without libcrypto."""
+"""Keys: the record of a draw, freshness, counts, size of the tape, devices, threads, forks, hashing by hashlib."""
 
 import hashlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from key_reference import (
     reference_record,
     reference_records,
 )
+from processes import in_forked_child
 
 import everett_cuda
 from everett_cuda import _C, keys
@@ -316,25 +316,6 @@ def test_two_threads_that_wait_for_one_name_get_one_record(ring):
     assert ring.unread == 32 * (1 - counters["discarded"])
 
 
-def _in_child(work):
-    """Runs work() in a forked child; what it returned, as text."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(30)  # a lock that the parent held would never open here
-        try:
-            answer = work()
-        except BaseException as e:
-            answer = f"raised {type(e).__name__}: {e}"
-        os.write(write, str(answer).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        answer = pipe.read().decode()
-    os.waitpid(pid, 0)
-    return answer
-
-
 def test_a_forked_child_never_shares_keys(ring):
     ring.put(os.urandom(32 * 4))
     torch.manual_seed(1)
@@ -356,10 +337,10 @@ def test_a_forked_child_never_shares_keys(ring):
         return keys.draw_record().hex()
 
     for attempt in (draw, stretched):
-        assert "ForkedError" in _in_child(attempt)
-    assert _in_child(lambda: (keys.step(), keys.counters()["fresh"])[1]) == "0"
+        assert "ForkedError" in in_forked_child(attempt)
+    assert in_forked_child(lambda: (keys.step(), keys.counters()["fresh"])[1]) == "0"
     (nonce,) = nonce_bytes_of(1)
-    assert _in_child(with_a_source_of_its_own) == reference_record(bytes(range(32)), nonce).hex()
+    assert in_forked_child(with_a_source_of_its_own) == reference_record(bytes(range(32)), nonce).hex()
     assert draw() == first.hex()  # the parent is untouched
     assert issubclass(ForkedError, EverettError)
 
@@ -419,6 +400,17 @@ def test_the_environment_names_the_source_of_the_first_draw(monkeypatch):
         keys.draw_record()
 
 
+def test_the_environment_opens_a_real_source(monkeypatch):
+    keys.detach()
+    monkeypatch.setenv("EVERETT_SOURCE", "sim:seed=3")
+    try:
+        assert len({keys.draw_record() for _ in range(100)}) == 100
+        assert everett_cuda.current_source().uri == "sim:seed=3"
+        assert keys.counters()["fresh"] + keys.counters()["stretched"] == 100
+    finally:
+        everett_cuda.close()
+
+
 def test_a_repeat_under_no_grad_warns_once(ring):
     ring.put(os.urandom(32 * 8))
 
@@ -455,8 +447,8 @@ def _python(code, **environment):
 def test_without_libcrypto_hashlib_gives_the_same_keys():
     code = """
 import threading, torch
-from everett_cuda import _C, keys, nonce
-assert not _C.sha256_library().startswith("libcrypto")
+from everett_cuda import _C, keys
+assert _C.sha256_library() == "", _C.sha256_library()
 ring = _C.Ring(4096)
 ring.put(bytes(range(32)))
 keys.attach(ring)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from recompute import BLOCKS, BOTH, N, block, block_gradient, ck, dropout, leaf, mask_of, nested_pair, right
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+import everett_cuda
 from everett_cuda import _C, keys, nonce
 from everett_cuda.errors import ReplayMiss
 
@@ -249,6 +251,26 @@ def test_an_op_that_draws_inside_its_function_passes_on_the_callers_gradient_mod
     noisy = leaf() * 2
     noisy.register_hook(f)
     noisy.sum().backward()  # a hook: new, no alarm
+
+
+def test_our_dropout_under_a_dispatch_mode_is_checked_too():
+    """There it draws its nonce as a tensor and its record inside a Function, where torch says that gradients are off."""
+
+    class Passing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    def f(x):
+        with Passing():
+            return torch.exp(everett_cuda.dropout(torch.sin(x), 0.5))
+
+    x = leaf()
+    y = checkpoint(f, x, use_reentrant=False)
+    keys.step()
+    y.sum().backward()
+    assert right(x, y)
+    with pytest.raises(ReplayMiss):
+        checkpoint(f, leaf(), use_reentrant=False, preserve_rng_state=False).sum().backward()
 
 
 def test_draws_in_hooks_are_new_draws():

@@ -61,8 +61,11 @@ EV_FN double as_f64(u64 x) {
   return r;
 }
 
-// fp32 of a word that is below 2^31 (exact below 2^24, else rounded to nearest even).
+// fp32 of a word read as a signed number (exact below 2^24, else rounded to nearest even).
 EV_FN float to_f32(u32 x) { return (float)(i32)x; }
+
+// fp64 of a 64-bit word read as a signed number (exact below 2^53, else rounded to nearest even).
+EV_FN double to_f64(u64 x) { return (double)(i64)x; }
 
 // One rounding, as IEEE fusedMultiplyAdd. Never written as a*b+c: contraction is off everywhere.
 EV_FN float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

@@ -1,0 +1,17 @@
+// The Python names of the CPU module. Each part of the chain binds its own in bindings_<part>.cpp.
+#include <pybind11/pybind11.h>
+
+namespace everett {
+void bind_entropy(pybind11::module_& m);
+void bind_key(pybind11::module_& m);
+void bind_convert(pybind11::module_& m);
+void bind_stream(pybind11::module_& m);
+}  // namespace everett
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "C++ of everett_cuda: entropy path, keys, stream law and CPU kernels. Use the Python functions instead.";
+  everett::bind_entropy(m);
+  everett::bind_key(m);
+  everett::bind_convert(m);
+  everett::bind_stream(m);
+}

@@ -1,0 +1,8 @@
+// The CPU kernels compiled for AVX-512; setup.py adds this file's compiler flags.
+#define EVERETT_ISA 2
+#include "cpu/fill.h"
+#include "cpu/masked.h"
+
+namespace everett {
+const Kernels kAvx512 = {"avx512", masked, fill};
+}  // namespace everett

@@ -1,0 +1,8 @@
+// The CPU kernels compiled for any CPU; setup.py adds this file's compiler flags.
+#define EVERETT_ISA 0
+#include "cpu/fill.h"
+#include "cpu/masked.h"
+
+namespace everett {
+const Kernels kPortable = {"portable", masked, fill};
+}  // namespace everett

@@ -1,0 +1,376 @@
+"""Dropout and noise for PyTorch, drawn from quantum-keyed streams.
+
+An op is a pure function of its inputs and a 48-byte subkey record (`keys.draw_record`), so the backward recomputes the
+mask and nothing else is kept. Plain eager CPU tensors go straight to the C++ kernel (through an autograd.Function where
+a gradient is asked for); under functorch, forward-mode AD and tensor subclasses the record is drawn as a tensor, which
+is what makes `vmap(randomness=...)` hold. `csrc/law/` states which bits decide what.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch.autograd import forward_ad
+
+from . import _C, keys
+from .errors import EverettError
+from .nonce import can_go_direct, nonce_tensor
+
+STREAMS = {"chacha8": 0, "chacha12": 1, "chacha20": 2, "philox": 3}
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_NO_RECORD = bytes(48)  # p = 0 and p = 1 decide without a draw
+_SERIAL_BELOW = 32768  # elements; a second thread costs more than it gives
+_COPY_BELOW = 4096  # elements of a strided gradient (an expanded sum); describing its strides to C++ costs 10 us
+
+_DROPOUT, _DROPOUT_ADD, _AFFINE = 0, 1, 2
+
+
+class _Mask(NamedTuple):
+    """What an op does with its keep mask.
+
+    affine: (scale, shift, dropped) instead of 1/(1-p), 0, 0. batch: leading dimensions that share one mask (vmap).
+    mask_dims: how many of the dimensions after these have a decision of their own (the rest repeat it); None: all.
+    """
+
+    p: float
+    stream: int
+    affine: tuple | None = None
+    batch: int = 0
+    mask_dims: int | None = None
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_p(p: float) -> float:
+    if not isinstance(p, (int, float)):
+        raise TypeError(f"p: a number from 0 to 1, got {type(p).__name__}")
+    if not 0.0 <= p <= 1.0:  # NaN fails this too
+        raise ValueError(f"p: the probability of dropping must be from 0 to 1, got {p}")
+    return float(p)
+
+
+def _check_stream(stream: str) -> int:
+    try:
+        return STREAMS[stream]
+    except KeyError:
+        raise ValueError(f"stream: one of {', '.join(STREAMS)}; got {stream!r}") from None
+
+
+def _check_tensor(x: torch.Tensor, name: str = "x") -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in _TYPES:
+        raise TypeError(
+            f"{name}: dropout needs float32, float64, bfloat16 or float16, got {x.dtype}. Convert it first, e.g. "
+            f"{name}.float()."
+        )
+    if not (x.is_cpu or x.is_meta):
+        raise EverettError(f"{name}: kernels of this build run on the CPU, got a tensor on {x.device}. Move it with .cpu().")
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked_mask(p: float, stream: str, affine=None, mask_dims=None) -> _Mask | None:
+    """The mask of checked arguments; None where p is so small that nothing is dropped. Cached: a model asks for few."""
+    generator, p = _check_stream(stream), _check_p(p)
+    return None if p < 2.0**-48 else _Mask(p, generator, affine, 0, mask_dims)
+
+
+# --- the kernel call --------------------------------------------------------------------------------------------------
+
+
+def _row_major(shape) -> list[int]:
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return strides[::-1]
+
+
+def _logical_strides(shape, mask: _Mask) -> tuple[int, ...]:
+    """Strides of the logical index e: 0 where a dimension repeats the decision of another."""
+    own = tuple(shape[mask.batch :])
+    decided = len(own) if mask.mask_dims is None else mask.mask_dims
+    return (0,) * mask.batch + tuple(_row_major(own[:decided])) + (0,) * (len(own) - decided)
+
+
+def _threads(n: int) -> int:
+    return 1 if n < _SERIAL_BELOW else torch.get_num_threads()
+
+
+def _run(x: torch.Tensor, residual: torch.Tensor | None, record: bytes, mask: _Mask) -> torch.Tensor:
+    """The masked op on real CPU memory; every op and every backward ends here."""
+    y = torch.empty_like(x)
+    n = x.numel()
+    if n == 0:
+        return y
+    if (
+        mask.affine is None
+        and not mask.batch
+        and mask.mask_dims is None
+        and x.is_contiguous()
+        and (residual is None or residual.is_contiguous())
+    ):
+        threads = 1 if n < _SERIAL_BELOW else torch.get_num_threads()
+        if residual is None:
+            _C.dropout(record, mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, 0, threads)
+        else:
+            _C.dropout_add(
+                record, mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), residual.data_ptr(), y.data_ptr(), n, 0, threads
+            )
+        return y
+    dims = x.dim() or 1
+    _C.masked_strided(
+        _AFFINE if mask.affine is not None else _DROPOUT if residual is None else _DROPOUT_ADD,
+        record,
+        mask.stream,
+        mask.p,
+        _TYPES[x.dtype],
+        mask.affine or (0.0, 0.0, 0.0),
+        x.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        y.data_ptr(),
+        tuple(x.shape) or (1,),
+        x.stride() or (1,),
+        (0,) * dims if residual is None else residual.stride() or (1,),
+        y.stride() or (1,),
+        _logical_strides(x.shape, mask) or (1,),
+        0,
+        0,
+        _threads(n),
+    )
+    return y
+
+
+def _record_bytes(record) -> bytes:
+    return record if type(record) is bytes else record.contiguous().numpy().tobytes()
+
+
+def _linear(mask: _Mask) -> _Mask:
+    """The derivative's mask: the same decisions and scale, nothing added."""
+    return mask if mask.affine is None else mask._replace(affine=(mask.affine[0], 0.0, 0.0))
+
+
+class _Masked(torch.autograd.Function):
+    """y = keep ? x*scale : 0, plus the residual if there is one; or the affine form. `record` is 48 bytes, or a tensor
+    of twelve int32 where functorch may have batched it."""
+
+    @staticmethod
+    def forward(x, record, mask, residual):
+        return _run(x, residual, _record_bytes(record), mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.record, mask, residual = inputs
+        ctx.mask, ctx.has_residual = _linear(mask), residual is not None
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x = _masked(grad, ctx.record, ctx.mask) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, grad if ctx.has_residual else None
+
+    @staticmethod
+    def jvp(ctx, x_tangent, _record, _mask, residual_tangent):
+        tangent = _masked(x_tangent, ctx.record, ctx.mask)
+        return tangent + residual_tangent if ctx.has_residual else tangent
+
+    @staticmethod
+    def vmap(info, in_dims, x, record, mask, residual):
+        x_dim, record_dim, _, residual_dim = in_dims
+        size = info.batch_size
+
+        def batched(t, dim):
+            return t.unsqueeze(0).expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+
+        x = batched(x, x_dim)
+        residual = None if residual is None else batched(residual, residual_dim)
+        if record_dim is None:
+            return _Masked.apply(x, record, mask._replace(batch=mask.batch + 1), residual), 0
+        record = record.movedim(record_dim, 0)
+        rows = [_Masked.apply(x[i], record[i], mask, None if residual is None else residual[i]) for i in range(size)]
+        return torch.stack(rows), 0
+
+
+class _EagerMasked(torch.autograd.Function):
+    """_Masked without what functorch asks for (setup_context costs 1.6 us a call, vmap and jvp rule it out of dynamo):
+    serves plain eager tensors, where a call must cost no more than F.dropout."""
+
+    @staticmethod
+    def forward(ctx, x, record, mask, residual=None):
+        ctx.record, ctx.mask, ctx.has_residual = record, mask, residual is not None
+        return _run(x, residual, record, mask)
+
+    @staticmethod
+    def backward(ctx, grad):
+        mask = ctx.mask if ctx.mask.affine is None else _linear(ctx.mask)
+        if grad.numel() <= _COPY_BELOW and not grad.is_contiguous():
+            grad = grad.contiguous()
+        if not ctx.has_residual:
+            return _masked(grad, ctx.record, mask), None, None
+        return _masked(grad, ctx.record, mask) if ctx.needs_input_grad[0] else None, None, None, grad
+
+
+# Function.apply in Python rebinds its arguments by signature at each call where setup_context is given, and asks for
+# functorch; the C function under it does neither, and `_is_eager` has asked already.
+_eager_masked = super(torch.autograd.Function, _EagerMasked).apply
+
+
+def _is_eager(x: torch.Tensor) -> bool:
+    return can_go_direct(x) and forward_ad._current_level < 0
+
+
+def _eager(x, record: bytes, mask, residual):
+    if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
+        return _eager_masked(x, record, mask) if residual is None else _eager_masked(x, record, mask, residual)
+    return _run(x, residual, record, mask)
+
+
+def _masked(x, record, mask, residual=None):
+    """The masked op under a given record, by the cheapest way that is right for x and the modes in force."""
+    if type(record) is bytes and _is_eager(x) and (residual is None or _is_eager(residual)):
+        return _eager(x, record, mask, residual)
+    return _Masked.apply(x, record, mask, residual)
+
+
+class _Mix(torch.autograd.Function):
+    """Nonce tensor (int64, (2,)) to subkey record (int32, (12,)): where functorch batches the nonce, each its own."""
+
+    @staticmethod
+    def forward(nonce, grad_enabled):
+        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled)), dtype=torch.int32)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None
+
+    @staticmethod
+    def vmap(info, in_dims, nonce, grad_enabled):
+        nonce = nonce.movedim(in_dims[0], 0)
+        return torch.stack([_Mix.apply(nonce[i].contiguous(), grad_enabled) for i in range(info.batch_size)]), 0
+
+
+def _masked_draw(x, mask, residual=None):
+    """The masked op under a record of its own."""
+    if x.is_meta:
+        return torch.empty_like(x)
+    if mask.p == 1.0 or x.numel() == 0:
+        return _masked(x, _NO_RECORD, mask, residual)
+    if _is_eager(x) and (residual is None or _is_eager(residual)):
+        return _eager(x, keys.draw_record(), mask, residual)
+    return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled()), mask, residual)
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+def dropout(
+    x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, stream: str = "chacha8"
+) -> torch.Tensor:
+    """Like torch.nn.functional.dropout, with the mask drawn from a quantum-keyed stream.
+
+    x: any shape and strides; float32, float64, bfloat16 or float16. Each element is dropped with probability exactly
+    round(p * 2^47) / 2^47, else multiplied by 1/(1-p) in fp32 and rounded to nearest even; a dropped element is +0 even
+    where x is Inf or NaN. The mask depends on the key, the nonce and the element's row-major index, never on threads,
+    strides or instruction set. stream: "chacha8" (default), "chacha12", "chacha20" or "philox" (not cryptographic).
+
+    Raises TypeError or ValueError for bad arguments; SourceNotOpen, Starved, HealthAlarm, SourceExhausted or ForkedError
+    when there is no key. Source of the method: the stream law, csrc/law/keepdrop.h.
+    """
+    mask = _checked_mask(p, stream)
+    _check_tensor(x)
+    if not training or mask is None:
+        return x
+    y = _masked_draw(x, mask)
+    return x.copy_(y) if inplace else y
+
+
+def dropout_add(
+    x: torch.Tensor, residual: torch.Tensor, p: float = 0.5, training: bool = True, *, stream: str = "chacha8"
+) -> torch.Tensor:
+    """dropout(x, p) + residual in one pass: one read of each, one rounding at the end.
+
+    x and residual: equal shape, dtype and device. Gradients: of x as dropout's, of residual the incoming one. Errors as
+    `dropout`, and ValueError where shapes differ (no broadcasting).
+    """
+    mask = _checked_mask(p, stream)
+    _check_tensor(x)
+    _check_tensor(residual, "residual")
+    if x.shape != residual.shape or x.dtype != residual.dtype or x.device != residual.device:
+        raise ValueError(
+            f"residual: must match x ({tuple(x.shape)}, {x.dtype}, {x.device}), got {tuple(residual.shape)}, "
+            f"{residual.dtype}, {residual.device}"
+        )
+    if not training or mask is None:
+        return x + residual
+    return _masked_draw(x, mask, residual)
+
+
+def _feature_dropout(x, p, training, inplace, mask_dims, stream):
+    mask = _checked_mask(p, stream, mask_dims=mask_dims)
+    _check_tensor(x)
+    if not training or mask is None:
+        return x
+    y = _masked_draw(x, mask)
+    return x.copy_(y) if inplace else y
+
+
+def _channel_dropout(x, p, training, inplace, spatial, stream):
+    if x.dim() not in (spatial + 1, spatial + 2):
+        raise ValueError(
+            f"x: dropout{spatial}d takes (N, C, ...) with {spatial + 2} dimensions or (C, ...) with {spatial + 1}, got "
+            f"{tuple(x.shape)}"
+        )
+    return _feature_dropout(x, p, training, inplace, x.dim() - spatial, stream)
+
+
+def dropout1d(x, p=0.5, training=True, inplace=False, *, stream="chacha8"):
+    """Drops whole channels of (N, C, L) or (C, L), one decision a channel; else as `dropout`."""
+    return _channel_dropout(x, p, training, inplace, 1, stream)
+
+
+def dropout2d(x, p=0.5, training=True, inplace=False, *, stream="chacha8"):
+    """Drops whole channels of (N, C, H, W) or (C, H, W), one decision a channel; else as `dropout`."""
+    return _channel_dropout(x, p, training, inplace, 2, stream)
+
+
+def dropout3d(x, p=0.5, training=True, inplace=False, *, stream="chacha8"):
+    """Drops whole channels of (N, C, D, H, W) or (C, D, H, W), one decision a channel; else as `dropout`."""
+    return _channel_dropout(x, p, training, inplace, 3, stream)
+
+
+def drop_path(x, p=0.5, training=True, *, stream="chacha8"):
+    """Stochastic depth (Huang et al. 2016): drops whole samples of a batch (N, ...), kept ones scaled by 1/(1-p)."""
+    if x.dim() < 1:
+        raise ValueError("x: drop_path needs a batch dimension, got a scalar")
+    return _feature_dropout(x, p, training, False, 1, stream)
+
+
+_SELU_DROPPED = -1.7580993408473766  # -scale * alpha of SELU: its value at minus infinity
+
+
+def _alpha_affine(p: float) -> tuple[float, float, float]:
+    """(scale, shift, dropped) that keep mean 0 and variance 1; at p = 1 everything becomes 0, as in torch."""
+    if p == 1.0:
+        return 0.0, 0.0, 0.0
+    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _SELU_DROPPED**2))
+    shift = -scale * p * _SELU_DROPPED
+    return scale, shift, scale * _SELU_DROPPED + shift
+
+
+def alpha_dropout(
+    x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, stream: str = "chacha8"
+) -> torch.Tensor:
+    """Alpha dropout (Klambauer et al. 2017, "Self-Normalizing Neural Networks"): dropped elements take SELU's negative
+    limit, and an affine map keeps mean 0 and variance 1. Arguments and errors as `dropout`; at p = 1 the result is 0,
+    as torch's."""
+    mask = _checked_mask(p, stream, affine=_alpha_affine(_check_p(p)))
+    _check_tensor(x)
+    if not training or mask is None:
+        return x
+    y = _masked_draw(x, mask)
+    return x.copy_(y) if inplace else y

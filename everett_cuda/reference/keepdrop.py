@@ -1,0 +1,78 @@
+"""Keep or drop: an exact drop probability from 15 or 32 random bits and a dithered threshold, and dropout with it.
+
+P = round(p * 2^47), so decisions drop with probability exactly P/2^47 over the dither d (word 8 of the record):
+    x_e = (d + (e>>5) * 0x9E3779B9) mod 2^32
+    2^39 <= P <= 31*2^42 (p from 1/256 to 31/32): h = low 15 bits of the 16-bit draw e, T = P>>32, F = P mod 2^32
+    otherwise:                                    h = the 32-bit draw e, T = P>>15, F = (P mod 2^15) << 17
+    drop iff h < T + [x_e < F], compared without wrapping.
+P = 0 keeps everything, P = 2^47 drops everything; no draw is looked at then.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from everett_cuda.reference import stream
+from everett_cuda.reference.ieee import bf16_of, from_bf16
+
+ONE = 2**47  # P of p = 1
+
+
+class Threshold(NamedTuple):
+    p47: int  # P
+    wide: bool  # 32-bit draws
+    t: int
+    f: int
+    scale: float  # 1/(1 - P/2^47) in fp64, 0 for P = 2^47; all types but fp64 use it rounded to fp32
+
+
+def threshold(p):
+    """P, the form, T, F and the scale of a drop probability p. Raises ValueError for NaN and outside [0,1]."""
+    p = float(p)
+    if not 0 <= p <= 1:
+        raise ValueError(f"p is {p}; a drop probability must be in [0, 1]")
+    p47 = round(math.ldexp(p, 47))  # exact, then half to even
+    scale = 0.0 if p47 == ONE else 1 / (1 - p47 / ONE)
+    if 2**39 <= p47 <= 31 * 2**42:
+        return Threshold(p47, False, p47 >> 32, p47 & 0xFFFFFFFF, scale)
+    return Threshold(p47, True, p47 >> 15, (p47 & 0x7FFF) << 17, scale)
+
+
+def dither(record, e):
+    """x_e, uint64 below 2^32, in the shape of e."""
+    steps = (np.asarray(e, np.uint64) >> np.uint64(5)) & np.uint64(0xFFFFFFFF)
+    return (np.uint64(record[8]) + steps * np.uint64(0x9E3779B9)) & np.uint64(0xFFFFFFFF)  # the sum stays below 2^64
+
+
+def keep_mask(record, p, e, generator="chacha8", tag=stream.KEEP, s=0):
+    """True where logical index e is kept, in the shape of e."""
+    h = threshold(p)
+    e = np.asarray(e, np.uint64)
+    if h.p47 in (0, ONE):
+        return np.full(e.shape, h.p47 == 0)
+    draw = stream.draws(record, 32 if h.wide else 16, e, tag, s, generator)
+    if not h.wide:
+        draw &= np.uint64(0x7FFF)
+    return draw >= np.uint64(h.t) + (dither(record, e) < np.uint64(h.f)).astype(np.uint64)
+
+
+def dropout(x, record, p, e, dtype="float32", generator="chacha8", tag=stream.KEEP, s=0):
+    """Dropout of x at the logical indices e (same shape): kept values times c, dropped values +0 (Inf and NaN too).
+
+    c = float32(1/(1 - P/2^47)); x*c in fp32, then rounded to nearest even to the dtype. fp64: c and product in fp64.
+    P = 0 copies x bit for bit. x and the result are uint16 patterns for dtype "bfloat16". The backward pass is the same
+    function of the gradient.
+    """
+    h = threshold(p)
+    if h.p47 == 0:
+        return np.array(x)
+    keep = keep_mask(record, p, e, generator, tag, s)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if dtype == "float64":
+            return np.where(keep, np.asarray(x, np.float64) * h.scale, 0.0)
+        c = np.float32(h.scale)
+        if dtype == "bfloat16":
+            return np.where(keep, bf16_of(from_bf16(x) * c), np.uint16(0))
+        kind = {"float32": np.float32, "float16": np.float16}[dtype]
+        return np.where(keep, (np.asarray(x, kind).astype(np.float32) * c).astype(kind), kind(0))

@@ -1,0 +1,80 @@
+"""The process's source: opened, closed and reported on here; `keys` draws from it, and `noise` its direct words."""
+
+import os
+import threading
+from dataclasses import dataclass
+
+from . import _C, keys
+from .errors import SourceNotOpen
+from .source import Source
+from .source_status import SourceStatus
+
+_source: Source | None = None
+_lock = threading.RLock()
+
+
+def open(uri: str | None = None) -> Source:
+    """Opens the source that `uri` names, runs its start-up test and draws all keys from it from now on.
+
+    uri: for example "auto" (a real local quantum device), "replay:FILE" (a recording), "sim:seed=7" (simulated); None
+    takes the environment variable EVERETT_SOURCE, or "auto". A source that was open before is closed first.
+    Raises SourceError (UnknownScheme, BadParameter, SourceExhausted) or StartupTestFailed; then no source is open.
+    """
+    global _source
+    uri = uri if uri is not None else os.environ.get("EVERETT_SOURCE", "auto")
+    with _lock:
+        if _source is not None:
+            _source.close()
+            _source = None
+        try:
+            source = Source.open(uri)
+        except BaseException:
+            keys.detach()
+            raise
+        keys.attach(source.ring, lambda why: source.error_for(getattr(_C.Take, why), 32))
+        _source = source
+        return source
+
+
+def close() -> None:
+    """Closes the source and forgets its keys; bits that were not handed out are destroyed. Without one, does nothing."""
+    global _source
+    with _lock:
+        keys.detach()
+        if _source is not None:
+            _source.close()
+            _source = None
+
+
+def current_source() -> Source:
+    """The open source. Raises SourceNotOpen when there is none and EVERETT_SOURCE names none."""
+    if _source is None:
+        keys._open_from_environment()
+    if _source is None:
+        raise SourceNotOpen('no source is open. Call ev.open("auto") or ev.open(URI), or set EVERETT_SOURCE=URI.')
+    return _source
+
+
+@dataclass(frozen=True)
+class Status:
+    """The source, what became of the draws (`keys.counters`) and the settings of the keys."""
+
+    source: SourceStatus | None
+    draws: dict[str, int]
+    settings: dict
+
+    def __str__(self) -> str:
+        if self.source is None:
+            return "source:       none open"
+        d, s = self.draws, self.settings
+        return (
+            f"{self.source}\n"
+            f"keys:         {d['fresh']:,} fresh, {d['stretched']:,} stretched, {d['shared']:,} shared, "
+            f"{d['reused']:,} reused, {d['replayed']:,} replayed\n"
+            f"settings:     freshness {s['freshness']}, on_starved {s['on_starved']} (max_stretch {s['max_stretch']:,})"
+        )
+
+
+def status() -> Status:
+    """What bits this process uses and where they come from; print it. ForkedError in a child of the opener."""
+    return Status(None if _source is None else _source.status(), keys.counters(), keys.settings())

@@ -1,0 +1,372 @@
+"""The source: a driver, a thread that pumps its raw bytes through the pipeline, and the ring that bits are drawn from.
+
+Python runs only around the driver's `readinto`; units, health tests, conditioner and ring are C++ without the GIL.
+"""
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from . import _C, conditioner, health
+from .drivers import DeviceFault, DeviceLost, Driver, EndOfRecording, TransportError, open_driver, parse_uri
+from .errors import EverettError, ForkedError, HealthAlarm, SourceError, SourceExhausted, StartupTestFailed, Starved
+from .source_status import AlarmReport, SourceStatus, label
+
+RING_BYTES = 1 << 20
+STARTUP_BYTES = 4096
+STARTUP_BYTES_METERED = 1024
+READ_TIMEOUT_S = 0.2
+# A device that lost its connection, or gives nothing, is waited for this long before the source counts as failed.
+PATIENCE_S = 60.0
+PATIENCE_AT_OPEN_S = 10.0
+
+_ENDED_STATE = {"ended": "exhausted", "failed": "failed", "alarm": "alarm", "closed": "closed"}
+
+
+class Source:
+    """An open source of conditioned bits. Open one with `Source.open(uri)`; close it, or use it in a `with`.
+
+    `ring` is the C++ ring that keys and direct words are drawn from; it stays the same object over `reopen`.
+    """
+
+    def __init__(self, uri: str, connect: Callable[[], Driver], ring_bytes: int = RING_BYTES):
+        """Opens what `connect` returns; `Source.open` is the usual way in. Errors as there."""
+        self.uri = uri
+        self._connect = connect
+        self._lifecycle = threading.RLock()
+        self._stopping = threading.Event()
+        self._end: str | None = None  # why the flow ended: a key of _ENDED_STATE
+        self._failure = ""
+        self._thread: threading.Thread | None = None
+        self._feed: _C.Feed | None = None
+        self._final: SourceStatus | None = None
+        self.driver = driver = connect()
+        try:
+            condition = parse_uri(uri).given.get("condition", "sha256")
+            if condition == "none" and not driver.full_entropy:
+                raise SourceError(
+                    f"{uri}: condition=none is for a source that declares full entropy, and {driver.name} declares "
+                    f"{driver.min_entropy}; leave it out"
+                )
+            claim = driver.min_entropy.bits_per_byte
+            try:
+                cutoffs = health.cutoffs(claim)
+            except ValueError as error:
+                raise SourceError(f"{uri}: {error}") from None
+            hash_, self._conditioner = conditioner.choose(condition)
+            self.ring = _C.Ring(ring_bytes)
+            self._pipeline = _C.Pipeline(
+                self.ring,
+                cutoffs,
+                # Keys the fingerprints of the duplicate test only: units must not be recognizable from outside.
+                fingerprint_key=os.urandom(16),
+                block_bytes=32 if condition == "none" else health.raw_bytes_per_block(claim),
+                bit_order=driver.bit_order,
+                startup_bytes=STARTUP_BYTES_METERED if driver.metered else STARTUP_BYTES,
+                hash=hash_,
+            )
+            self._start()
+        except BaseException:
+            driver.close()
+            raise
+        atexit.register(self.close)
+
+    @classmethod
+    def open(cls, uri: str, ring_bytes: int = RING_BYTES) -> "Source":
+        """Opens the source that `uri` names and runs its start-up test; when this returns, bits flow.
+
+        ring_bytes: capacity of the ring, a power of two. Raises UnknownScheme, BadParameter, SourceError,
+        SourceExhausted (a recording too short for the start-up test) or StartupTestFailed; then nothing is left running.
+        """
+        if ring_bytes < 16384 or ring_bytes & (ring_bytes - 1):
+            raise ValueError(f"ring_bytes must be a power of two, at least 16384, not {ring_bytes}")
+        return cls(uri, lambda: open_driver(uri), ring_bytes)
+
+    # --- flow -------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Runs the start-up test in this thread, then starts the pump. On an error nothing is left running."""
+        private = self.driver.kind not in ("recorded", "simulated")
+        self._feed = feed = _C.Feed(self._pipeline, self.driver.chunk_bytes, lock=private)
+        try:
+            self._startup_test(memoryview(feed.buffer))
+        except BaseException:
+            self.ring.end(_C.Take.failed)
+            feed.stop()
+            raise
+        self._stopping.clear()
+        self._end = None
+        self._thread = threading.Thread(target=self._pump, name=f"everett pump {self.uri}", daemon=True)
+        self._thread.start()
+
+    def _startup_test(self, buffer: memoryview) -> None:
+        pipeline, driver = self._pipeline, self.driver
+        last_byte = time.monotonic()
+        while pipeline.flow == _C.Flow.starting:
+            missing = pipeline.startup_bytes - pipeline.counts["raw_held"]
+            n = 0
+            try:
+                n = driver.readinto(buffer[: min(missing, len(buffer))], READ_TIMEOUT_S)
+                pipeline.push(buffer[:n], time.monotonic())
+            except EndOfRecording as error:
+                used = pipeline.counts["raw_in"]
+                raise SourceExhausted(
+                    f"{self.uri}: exhausted in the start-up test: {used} bytes used, and the test takes "
+                    f"{pipeline.startup_bytes}; give a longer recording"
+                ) from error
+            except DeviceFault as fault:
+                pipeline.device_alarm(fault.status, fault.expected, time.monotonic())
+            except DeviceLost:
+                raise
+            except TransportError:
+                pipeline.transport_error()
+            now = time.monotonic()
+            last_byte = now if n else last_byte
+            if now - last_byte > PATIENCE_AT_OPEN_S:
+                raise SourceError(
+                    f"{self.uri}: {driver.name} gave no bytes for {PATIENCE_AT_OPEN_S:g} s in the start-up test; check "
+                    "its connection"
+                )
+        if pipeline.flow == _C.Flow.stopped:
+            raise StartupTestFailed(
+                f"{self._last_alarm()} in the start-up test of {pipeline.startup_bytes} raw bytes; nothing was handed "
+                f'out. Run "everett doctor {self.uri}"; open it again to repeat the test.'
+            )
+
+    def _pump(self) -> None:
+        """The thread: reads until the flow ends, and says why it ended."""
+        try:
+            end = self._pump_until_end()
+        except Exception as error:  # whatever broke, takes must answer, not wait for ever
+            self._failure = f"{self.uri}: {error}"
+            end = "failed"
+        self._end = end
+        if end in ("ended", "failed"):
+            self.ring.end(getattr(_C.Take, end))
+
+    def _pump_until_end(self) -> str:
+        driver, feed, pipeline = self.driver, self._feed, self._pipeline
+        passes = driver.passes
+        last_byte = time.monotonic()
+        errors = 0  # transport errors running
+        while not self._stopping.is_set():
+            try:
+                n = driver.readinto(memoryview(feed.buffer), READ_TIMEOUT_S)
+            except EndOfRecording:
+                return "ended" if feed.drain() else "alarm"
+            except DeviceFault as fault:
+                if not (feed.drain() and pipeline.device_alarm(fault.status, fault.expected, time.monotonic())):
+                    return "alarm"
+                continue
+            except TransportError as error:
+                if not feed.drain():
+                    return "alarm"
+                pipeline.transport_error()
+                if time.monotonic() - last_byte > PATIENCE_S:
+                    raise SourceError(f"no bytes for {PATIENCE_S:g} s: {error}") from error
+                if isinstance(error, DeviceLost):
+                    self._reconnect(error)
+                self._stopping.wait(min(0.01 * 2 ** min(errors, 7), 1.0))
+                errors += 1
+                continue
+            now = time.monotonic()
+            if n == 0:
+                if now - last_byte > PATIENCE_S:
+                    raise SourceError(f"{driver.name} gave no bytes for {PATIENCE_S:g} s")
+                continue
+            if driver.passes != passes:  # a loop asked for: what comes again is no duplicate
+                passes = driver.passes
+                feed.drain()
+                pipeline.forget_units()
+            if not feed.submit(n, now):
+                return "alarm"
+            errors = 0
+            last_byte = time.monotonic()  # submit may have waited long for room in the ring
+        return "closed"
+
+    def _reconnect(self, lost: DeviceLost) -> None:
+        try:
+            self.driver.reconnect(PATIENCE_S)
+        except DeviceLost as error:
+            raise SourceError(f"{lost}; {error}") from error
+
+    # --- draws ------------------------------------------------------------------------------------------------------
+
+    def take(self, n: int, timeout_s: float | None = None) -> bytes:
+        """n conditioned bytes, never handed out before. Waits up to timeout_s seconds (None: as long as it takes).
+
+        More bytes than the ring holds come in pieces; pieces taken before an error are destroyed. Raises Starved
+        (time-out), SourceExhausted, HealthAlarm, SourceError (closed, or broken) or ForkedError.
+        """
+        out = bytearray(n)
+        self._fill(memoryview(out), timeout_s)
+        taken = bytes(out)
+        out[:] = bytes(n)
+        return taken
+
+    def direct_words(self, n: int, timeout_s: float | None = None) -> np.ndarray:
+        """n direct (conditioned, unexpanded) 64-bit words; shape (n,), dtype uint64. Waits and raises as `take`."""
+        words = np.empty(n, dtype=np.dtype("<u8"))
+        self._fill(memoryview(words.view(np.uint8)), timeout_s)
+        return words
+
+    def _fill(self, out: memoryview, timeout_s: float | None) -> None:
+        if timeout_s is not None and not timeout_s >= 0:
+            raise ValueError(f"timeout_s must be None or at least 0, not {timeout_s}")
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for at in range(0, len(out), self.ring.capacity):
+            left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            got = _C.Take.empty
+            try:
+                got = self.ring.take_into(out[at : at + self.ring.capacity], left)
+            finally:  # also when Ctrl-C ends the wait: nothing half-written
+                if got != _C.Take.ok:
+                    out[:] = bytes(len(out))
+            if got != _C.Take.ok:
+                raise self.error_for(got, len(out), timeout_s)
+
+    def error_for(self, answer: _C.Take, asked: int, timeout_s: float | None = None) -> EverettError:
+        """The exception that a ring's answer other than `ok` stands for; asked: the bytes asked for."""
+        if answer == _C.Take.forked:
+            return ForkedError(
+                f"{self.uri} was opened by the parent of this process; a forked child must open a source of its own, "
+                "or draw in the parent"
+            )
+        if answer == _C.Take.closed:
+            return SourceError(f"{self.uri} is closed; open it again")
+        if answer == _C.Take.alarm:
+            return HealthAlarm(
+                f'{self._last_alarm()}; output stopped. Run "everett doctor {self.uri}"; reopen the source to repeat '
+                "the start-up test."
+            )
+        counts = self._pipeline.counts
+        unread = self.ring.unread
+        if answer == _C.Take.ended:
+            return SourceExhausted(
+                f"{self.uri} is exhausted: {counts['raw_in']} bytes used, of which the last {counts['raw_held']} could "
+                f"not be proven; {asked} bytes were asked for and {unread} are left. Give a longer recording, or "
+                "loop=1 to begin again (then bits repeat, and every status says so)."
+            )
+        if answer == _C.Take.failed:
+            return SourceError(f"{self._failure or self.uri + ' broke'}; {asked} bytes were asked for, {unread} are left")
+        return Starved(
+            f"{self.uri} gave no {asked} bytes within {timeout_s:g} s ({unread} are there, {counts['raw_in']} raw bytes "
+            "have come in); wait longer, draw less, or use a faster source"
+        )
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def reopen(self) -> None:
+        """An operator's answer to a permanent alarm (or to a source that broke or ran out): starts over.
+
+        The device is opened again and must pass the start-up test; counts go on, alarms stay listed. Raises as `open`,
+        and SourceError when the source still flows, is closed, or another device answers.
+        """
+        self._refuse_in_child()
+        with self._lifecycle:
+            if self._final is not None:
+                raise self.error_for(_C.Take.closed, 0)
+            if self._end is None and self._pipeline.flow != _C.Flow.stopped:
+                raise SourceError(f"{self.uri} has not stopped, so there is nothing to reopen")
+            self._halt()
+            serial = self.driver.serial
+            self.driver = self._connect()
+            try:
+                if self.driver.serial != serial:
+                    raise SourceError(f"{self.uri} is another device now: {self.driver.serial}, not {serial}; open it anew")
+                if self.driver.kind in ("recorded", "simulated"):
+                    self._pipeline.forget_units()  # it begins again at its start
+                self._pipeline.reopen()
+                self.ring.reopen()
+                self._start()
+            except BaseException as error:
+                self._failure = str(error)
+                self._end = "alarm" if isinstance(error, StartupTestFailed) else "failed"
+                self.ring.end(getattr(_C.Take, self._end))
+                self.driver.close()
+                raise
+
+    def _halt(self) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._feed.stop()
+        self.driver.close()
+
+    def close(self) -> None:
+        """Stops the pump, gives the device back and destroys what was not handed out. May be called more than once.
+
+        Waiting takes answer that the source is closed. In a forked child it does nothing: the device is the parent's.
+        """
+        if self.ring.forked:
+            return
+        with self._lifecycle:
+            if self._final is not None:
+                return
+            self.ring.end(_C.Take.closed)
+            self._halt()
+            self.ring.destroy_unread()
+            self._end = "closed"
+            self._final = self._status()
+            self._feed = None
+            self._pipeline.transport_error()  # destroys what is held back
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # --- status -----------------------------------------------------------------------------------------------------
+
+    def _refuse_in_child(self) -> None:
+        if self.ring.forked:
+            raise self.error_for(_C.Take.forked, 0)
+
+    def _last_alarm(self) -> str:
+        alarms = self._pipeline.alarms
+        return f"{AlarmReport.of(alarms[-1])} on {self.uri}" if alarms else f"health alarm on {self.uri}"
+
+    def status(self) -> SourceStatus:
+        """What the source is and what it has done; of the moment of closing once it is closed. ForkedError in a child."""
+        self._refuse_in_child()
+        return self._final or self._status()
+
+    def _status(self) -> SourceStatus:
+        driver, ring, counts = self.driver, self.ring, self._pipeline.counts
+        # The thread may not have noticed yet that the pipeline stopped.
+        flow = {_C.Flow.starting: "starting", _C.Flow.flowing: "flowing", _C.Flow.stopped: "alarm"}[self._pipeline.flow]
+        return SourceStatus(
+            uri=self.uri,
+            name=driver.name,
+            serial=driver.serial,
+            kind=driver.kind,
+            label=label(driver.kind, driver.loop),
+            state=_ENDED_STATE.get(self._end, flow),
+            failure=self._failure,
+            min_entropy=float(driver.min_entropy.bits_per_byte),
+            min_entropy_origin=driver.min_entropy.origin,
+            device_conditions=driver.conditioned,
+            conditioner=self._conditioner,
+            raw_bytes_per_block=self._pipeline.block_bytes,
+            alarms=tuple(AlarmReport.of(a) for a in self._pipeline.alarms),
+            alarm_counts=counts["alarms"],
+            transient_alarms=counts["transients"],
+            transport_errors=counts["transport_errors"],
+            raw_bytes_in=counts["raw_in"],
+            raw_bytes_held_back=counts["raw_held"],
+            raw_bytes_dropped=counts["raw_dropped"],
+            conditioned_bytes_out=32 * counts["blocks_out"],
+            bytes_handed_out=ring.bytes_out,
+            bytes_destroyed=ring.bytes_destroyed,
+            ring_bytes=ring.capacity,
+            ring_unread=ring.unread,
+            ring_locked=ring.locked,
+            loop=driver.loop,
+            passes=driver.passes,
+        )

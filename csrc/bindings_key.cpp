@@ -11,8 +11,9 @@ namespace everett {
 namespace {
 
 const char* name_of(Drawn d) {
-  static const char* names[] = {"fresh",   "stretched",   "shared",           "reused", "replayed", "must_wait", "starved",
-                                "replay_miss", "replay_ambiguous", "ended",  "failed",   "alarm",     "closed",  "forked"};
+  static const char* names[] = {"fresh",   "stretched",   "shared",           "reused", "replayed", "must_wait",
+                                "starved", "replay_miss", "replay_ambiguous", "ended",  "failed",   "alarm",
+                                "closed",  "forked"};
   return names[int(d)];
 }
 

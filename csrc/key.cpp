@@ -81,29 +81,17 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
     case Found::ambiguous: drawn = Drawn::replay_ambiguous; break;
     case Found::nothing:
     case Found::unverified: {
-      StepKey* step_key = nullptr;
-      if (policy_.freshness == Freshness::step && !request.inference) {
-        StepKey* end = secrets().step_keys + Secrets::kStepKeys;
-        step_key = std::find_if(secrets().step_keys, end, [&](const StepKey& k) {
-          return k.boundaries && k.device == request.name.device && k.generator == request.name.generator;
-        });
-        // With more generators than places the oldest loses its key and takes a fresh one: never wrong, only dearer.
-        if (step_key == end) step_key = &secrets().step_keys[next_step_key_++ % Secrets::kStepKeys], step_key->boundaries = 0;
-      }
-      if (step_key && step_key->boundaries == step_) {
+      bool by_step = policy_.freshness == Freshness::step && !request.inference;
+      StepKey* held = by_step ? find_step_key(request.name) : nullptr;
+      if (held && held->boundaries == step_) {
         // New bits, though from an old key: not while an alarm stands, nor from a closed source.
         Take state = ring_->try_take(key, 0);
         bool open = state == Take::ok || state == Take::ended || state == Take::failed;
         drawn = open ? Drawn::shared : refusal(state);
-        if (open) memcpy(key, step_key->key, 32);
+        if (open) memcpy(key, held->key, 32);
       } else {
         if (!new_key(offer, key, drawn)) return false;
-        if (step_key && made_record(drawn)) {
-          memcpy(step_key->key, key, 32);
-          step_key->device = request.name.device;
-          step_key->generator = request.name.generator;
-          step_key->boundaries = step_;
-        }
+        if (by_step && made_record(drawn)) keep_step_key(held, request.name, key);
       }
       if (made_record(drawn) && !request.inference) tape_.record(request.name, request.place, key);
       break;
@@ -112,6 +100,21 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
   if (offer.kind == Offer::taken) counters_.discarded++;
   count(drawn, found == Found::unverified);
   return true;
+}
+
+Keyring::StepKey* Keyring::find_step_key(const DrawName& name) {
+  for (StepKey& k : secrets().step_keys)
+    if (k.boundaries && k.device == name.device && k.generator == name.generator) return &k;
+  return nullptr;
+}
+
+void Keyring::keep_step_key(StepKey* place, const DrawName& name, const u8 key[32]) {
+  // With more generators than places the oldest loses its key and takes a fresh one: never wrong, only dearer.
+  if (!place) place = &secrets().step_keys[next_step_key_++ % Secrets::kStepKeys];
+  memcpy(place->key, key, 32);
+  place->device = name.device;
+  place->generator = name.generator;
+  place->boundaries = step_;
 }
 
 // A key that no draw has had: the one offered, else from the ring, else by the policy.

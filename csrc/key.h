@@ -1,10 +1,10 @@
-// Keys: 32 conditioned bytes each, drawn from the ring, given to draws by the rules of freshness and the tape, stretched
-// when the source is slow and the user allows it. Out comes the subkey record of a draw; no key ever leaves.
+// Keys: 32 conditioned bytes each, drawn from the ring, given to draws by the rules of freshness and the tape,
+// stretched when the source is slow and the user allows it. Out comes the subkey record of a draw; no key ever leaves.
 //
 // Stretching derives K' = SHA-256("everett/1/stretch\0" || K) from the last key, fresh or stretched, and overwrites it.
 // It bridges a gap: it goes on while the ring says `empty`, at most max_stretch times per fresh key, and never once no
-// fresh key can come any more (recording exhausted, source broken or closed, permanent alarm): that is an error, because
-// stretching for ever would be a pseudo-random generator. Keys already on the tape still serve recomputations then.
+// fresh key can come any more (recording exhausted, source broken or closed, permanent alarm): that is an error,
+// because stretching for ever would be a pseudo-random generator. Keys on the tape still serve recomputations then.
 #pragma once
 
 #include <functional>
@@ -113,6 +113,8 @@ class Keyring {
   Drawn draw(const KeyRequest& request, Offer& offer, Subkey& out, u64& ticket);
   bool choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn& drawn);
   bool new_key(Offer& offer, u8 key[32], Drawn& drawn);
+  StepKey* find_step_key(const DrawName& name);
+  void keep_step_key(StepKey* place, const DrawName& name, const u8 key[32]);
   void count(Drawn drawn, bool unverified);
   Secrets& secrets() const { return *reinterpret_cast<Secrets*>(pages_.data()); }
 
@@ -126,10 +128,10 @@ class Keyring {
   bool can_stretch_ = false;
   u64 ratchet_state_ = 0;
   u64 step_ = 1;  // counts every boundary, from 1
-  int next_step_key_ = 0;
+  u32 next_step_key_ = 0;
 };
 
-// The ratchet, and what a ledger may publish of a key: SHA-256(label || key); the labels keep one from giving the other.
+// The ratchet, and what a ledger may publish of a key: SHA-256(label || key). The labels keep the two apart.
 void stretched_key(const u8 key[32], u8 out[32]);
 void key_commitment(const u8 key[32], u8 out[32]);
 

@@ -1,5 +1,5 @@
-// SHA-256 by OpenSSL's libcrypto, opened at run time: no header, no link, no hash code of our own. Where none opens, the
-// function set as the fallback (Python's hashlib) gives the same bytes, slower.
+// SHA-256 by OpenSSL's libcrypto, opened at run time: no header, no link, no hash code of our own. Where none opens,
+// the function set as the fallback (Python's hashlib) gives the same bytes, slower.
 #pragma once
 
 #include <stddef.h>
@@ -12,8 +12,8 @@ namespace everett {
 
 using Sha256Function = void (*)(const u8* data, size_t n, u8 out[32]);
 
-// out may overlap data. Any thread may call; without libcrypto the fallback runs, which takes Python's GIL: call with no
-// mutex held.
+// out may overlap data. Any thread may call; without libcrypto the fallback runs, which takes Python's GIL: call with
+// no mutex held.
 void sha256(const u8* data, size_t n, u8 out[32]);
 
 // The soname that was opened; empty where there is none and the fallback serves.

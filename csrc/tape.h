@@ -7,14 +7,15 @@
 //    the discriminator, and an optimizer inside the backward makes dozens of steps of one.
 // 3. Inside a backward an unknown name is an error when gradients are on, because then it is a recomputation; with
 //    gradients off (hooks, Function.backward) it is a new draw. With keep_graph it cannot be told: new, but counted.
-// 4. An entry of an older step stays beside the new one. The backward takes the one in whose window of autograd sequence
-//    numbers the node being evaluated lies. These numbers are per thread, and so are the windows.
+// 4. An entry of an older step stays beside the new one. The backward takes the one in whose window of autograd
+//    sequence numbers the node being evaluated lies. These numbers are per thread, and so are the windows.
 //
 // Beyond 4: a reentrant checkpoint inside another runs a backward inside the backward, over nodes that the outer
 // recomputation has only just made, possibly steps after the draw; their numbers say nothing. There the entry that this
-// thread's backward touched last is taken: the outer recomputation has drawn the same name right before. (Double backward
-// needs nothing of the kind: a non-reentrant checkpoint is always asked through the nodes of its first forward.) Not seen:
-// a Function whose backward runs the backward of an older graph, with one RNG state in several steps.
+// thread's backward touched last is taken: the outer recomputation has drawn the same name right before. (Double
+// backward needs nothing of the kind: a non-reentrant checkpoint is always asked through the nodes of its first
+// forward.) Not seen: a Function whose backward runs the backward of an older graph, with one RNG state in several
+// steps.
 //
 // Not thread-safe: the keyring's mutex guards it. Keys lie in secret pages, taken in chunks as the tape fills.
 #pragma once

@@ -1,12 +1,11 @@
-"""Nonces from torch, the facts that the tape's rules need, step boundaries and the settings of the process's keyring.
+"""The process's keyring: draws of records, step boundaries, settings and counters.
 
 A draw: torch's own generator gives a 128-bit nonce (so torch keeps the books on *which* number), the keyring gives a
 quantum key (which decides *what* it is), and a record of 48 bytes comes back: the HChaCha20 subkey and the dither, all
-that an op keeps. The rules themselves are in `csrc/tape.h` and `csrc/key.h`; this file only asks torch where it stands.
+that an op keeps. The rules themselves are in `csrc/tape.h` and `csrc/key.h`, what torch is asked for in `nonce.py`.
 """
 
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import _C
 from .errors import (
-    EverettError,
     ForkedError,
     HealthAlarm,
     ReplayMiss,
@@ -25,164 +23,85 @@ from .errors import (
     SourceNotOpen,
     Starved,
 )
-
-
-def _private(path: str):
-    """A private call of torch that the rules rest on; torch without it cannot be served."""
-    value = torch
-    for name in path.split("."):
-        value = getattr(value, name, None)
-    if value is None:
-        raise ImportError(
-            f"everett_cuda needs torch.{path}, which torch {torch.__version__} does not have: without it gradients under "
-            "checkpointing could be silently wrong. Use a torch from 2.6 on that everett_cuda lists as tested."
-        )
-    return value
-
-
-_graph_task_id = _private("_C._current_graph_task_id")
-_current_node = _private("_C._current_autograd_node")
-_keep_graph = _private("_C._autograd._get_current_graph_task_keep_graph")
-_sequence_nr = _private("autograd._get_sequence_nr")
-_dispatch_modes = _private("_C._len_torch_dispatch_stack")
-_functorch_level = _private("_C._functorch.peek_interpreter_stack")
-_forward_grad_enabled = _private("_C._is_fwd_grad_enabled")
-_run_backward_code = _private("autograd.graph._engine_run_backward").__code__
-_function_backward_code = _private("autograd.function.BackwardCFunction.apply").__code__
-_is_inference = torch.is_inference_mode_enabled
-_is_compiling = torch.compiler.is_compiling
+from .nonce import (
+    NonceBuffer,
+    current_node,
+    forward_grad_enabled,
+    graph_task_id,
+    is_capturing,
+    is_inference,
+    is_nested_backward,
+    keep_graph,
+    refuse_cuda,
+    sequence_nr,
+)
 
 _CPU = -1  # the keyring's number of the CPU; CUDA devices have their index
 _DEFAULT_GENERATOR = 0
 _NO_NODE = 2**64 - 1
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NEXT_STEP = 'Call ev.open("auto") or ev.open(URI), or set EVERETT_SOURCE=URI.'
 
 _keyring: "_C.Keyring | None" = None
 _settings = {"freshness": "op", "on_starved": "stretch", "max_stretch": 2**16, "timeout_s": 60.0}
 _explain: Callable[[str], Exception | None] | None = None
-_lock = threading.RLock()
+_lock = threading.Lock()  # of the four above, innermost: ev.open comes here holding a lock of its own
+_opening = threading.RLock()
 _hook = None
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------
 
-
-class _NonceBuffer(threading.local):
-    """Two int64 of this thread, filled in place: half the time of a torch.randint. An inference tensor could not be
-    written to outside inference mode, and an asynchronous reader would see the next nonce, so it never leaves the CPU."""
-
-    def __init__(self):
-        with torch.inference_mode(False):
-            buffer = torch.empty(2, dtype=torch.int64, device="cpu")
-        self.fill = buffer.random_
-        self.address = buffer.data_ptr()
-
-
-_nonce = _NonceBuffer()
+_nonce = NonceBuffer()
 
 
 def draw_record() -> bytes:
     """The subkey record (48 bytes, 12 little-endian words) of one draw from the CPU's default generator.
 
     Advances torch's CPU generator by two 64-bit numbers, as `random_` does. For eager code on plain tensors
-    (`can_go_direct`); everything else draws `nonce_tensor` and comes through `record_from_nonce`. May wait for the
-    source, without the GIL. Raises SourceNotOpen, Starved, SourceExhausted, SourceError, HealthAlarm, ForkedError, and
-    inside a backward ReplayMiss.
+    (`nonce.can_go_direct`); everything else draws `nonce.nonce_tensor` and comes through `record_from_nonce`. May wait
+    for the source, without the GIL. Raises SourceNotOpen, Starved, SourceExhausted, SourceError, HealthAlarm,
+    ForkedError, and inside a backward ReplayMiss.
     """
     keyring = _keyring or _open_from_environment()
     nonce = _nonce
     nonce.fill(-(2**63), None)  # without arguments random_ would give 63 bits
-    if _graph_task_id() == -1:
-        return keyring.draw(nonce.address, _is_inference())
+    if graph_task_id() == -1:
+        return keyring.draw(nonce.address, is_inference())
     return _draw_in_backward(keyring, nonce.address)
 
 
-def record_from_nonce(nonce: torch.Tensor) -> bytes:
+def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> bytes:
     """The subkey record of a nonce that was drawn as a tensor: int64, shape (2,), contiguous, on the CPU, real.
 
-    The facts (gradient mode, the node being evaluated) are those of the calling thread now. Errors: as `draw_record`,
-    and TypeError or ValueError for another kind of tensor.
+    The facts (the node being evaluated) are those of the calling thread now. grad_enabled: whether gradients were on
+    where the op was called; None asks torch, which says no inside autograd.Function.forward. There give what the caller
+    saw, or a recomputation of an unknown nonce passes for a hook's new draw. Errors: as `draw_record`, and TypeError or
+    ValueError for another kind of tensor.
     """
-    if type(nonce) not in _PLAIN:
+    if type(nonce) is not torch.Tensor:
         raise TypeError(f"nonce: a plain torch.Tensor, got {type(nonce).__name__}; unwrap it inside the op")
     if nonce.dtype != torch.int64 or nonce.shape != (2,) or not nonce.is_contiguous():
         raise ValueError(f"nonce: int64, shape (2,), contiguous; got {nonce.dtype}, {tuple(nonce.shape)}")
-    _refuse_cuda(nonce.device)
+    refuse_cuda(nonce.device)
     keyring = _keyring or _open_from_environment()
-    if _graph_task_id() == -1:
-        return keyring.draw(nonce.data_ptr(), _is_inference())
-    return _draw_in_backward(keyring, nonce.data_ptr())
+    if graph_task_id() == -1:
+        return keyring.draw(nonce.data_ptr(), is_inference())
+    return _draw_in_backward(keyring, nonce.data_ptr(), grad_enabled)
 
 
-def _draw_in_backward(keyring: "_C.Keyring", nonce_address: int) -> bytes:
-    node = _current_node()
+def _draw_in_backward(keyring: "_C.Keyring", nonce_address: int, grad_enabled: bool | None = None) -> bytes:
+    node = current_node()
     return keyring.draw_at(
         nonce_address,
         _CPU,
         _DEFAULT_GENERATOR,
-        inference=_is_inference(),
+        inference=is_inference(),
         in_backward=True,
-        grad_enabled=torch.is_grad_enabled(),
-        keep_graph=_keep_graph(),
-        nested=_is_nested_backward(),
+        grad_enabled=torch.is_grad_enabled() if grad_enabled is None else grad_enabled,
+        keep_graph=keep_graph(),
+        nested=is_nested_backward(),
         node=_NO_NODE if node is None else node._sequence_nr(),
     )
-
-
-def _is_nested_backward() -> bool:
-    """Whether a node's Python backward (a reentrant checkpoint's) started the running backward on this thread. torch
-    does not tell, the call stack does: some 40 ns a frame, paid by recomputations and hooks only."""
-    frame, in_backward = sys._getframe(1), False
-    while frame is not None:
-        code = frame.f_code
-        if code is _run_backward_code:
-            in_backward = True
-        elif in_backward and code is _function_backward_code:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
-    """A nonce as a tensor (int64, shape (2,)) from torch's generator of `device`, for functorch, dispatch modes and
-    torch.compile: vmap's `randomness`, checkpoints' saved RNG states and fake tensors then hold by themselves.
-
-    Compiled code joins four draws of 32 bits: inductor's CPU randint has a 32-bit seed, and two 64-bit words drawn by
-    one call repeated 79 times in 768,000 nonces.
-    """
-    _refuse_cuda(torch.device(device))
-    if _is_compiling():
-        quarters = [torch.randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
-        return torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32)
-    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
-
-
-def can_go_direct(x: torch.Tensor) -> bool:
-    """Whether an op on x may hand x's memory straight to a kernel and call `draw_record`.
-
-    False for subclasses (DTensor, FakeTensor), meta and jagged tensors, lazy negation or conjugation (memory does not
-    show it), under functorch, any dispatch mode or compilation. Those have no memory of their own, or would be traced
-    away silently.
-    """
-    return (
-        not _is_compiling()
-        and type(x) in _PLAIN
-        and (x.is_cpu or x.is_cuda)
-        and x.layout is torch.strided
-        and _dispatch_modes() == 0
-        and _functorch_level() is None
-        and not x.is_neg()
-        and not x.is_conj()
-    )
-
-
-def _refuse_cuda(device: torch.device) -> None:
-    if device.type != "cpu":
-        raise EverettError(
-            f"keys: nonces come from the CPU's generator only, not from that of {device}. Draw on a CPU tensor and move "
-            "the result."
-        )
 
 
 # --- steps and settings -----------------------------------------------------------------------------------------------
@@ -198,14 +117,10 @@ def step() -> None:
     keyring = _keyring
     if keyring is None:
         return
-    if _graph_task_id() != -1 or _is_capturing():
+    if graph_task_id() != -1 or is_capturing():
         keyring.boundary_ignored()
     else:
-        keyring.boundary(_sequence_nr())
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        keyring.boundary(sequence_nr())
 
 
 def _after_optimizer_step(optimizer, args, kwargs) -> None:
@@ -217,8 +132,8 @@ def set_freshness(freshness: str) -> None:
     slow sources. Under torch.inference_mode every draw takes a key of its own in both. ValueError for anything else."""
     if freshness == "direct":
         raise ValueError(
-            'freshness "direct" means no expansion at all, so it is no setting for dropout and noise, which expand a key. '
-            "Direct words are taken from the source itself: Source.direct_words(n), ev.sample(...)."
+            'freshness "direct" means no expansion at all, so it is no setting for dropout and noise, which expand a '
+            "key. Direct words are taken from the source itself: Source.direct_words(n), ev.sample(...)."
         )
     if freshness not in ("op", "step"):
         raise ValueError(f'freshness: "op" or "step", got {freshness!r}')
@@ -285,8 +200,8 @@ def attach(
     """Keys come from `ring` (a `_C.Ring`) from now on. ev.open does this.
 
     explain: given "ended", "failed", "alarm", "closed" or "forked", the source's own account of it (an exception), or
-    None. tape_entries: draws whose keys are remembered, about 120 bytes each, oldest forgotten first. When a keyring is
-    already there its tape stays, so that graphs built before a source was opened again still recompute.
+    None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
+    already there its tape stays as it is, so that graphs built before the source was opened again still recompute.
     """
     global _keyring, _explain, _hook
     with _lock:
@@ -315,7 +230,7 @@ def _open_from_environment() -> "_C.Keyring":
     uri = os.environ.get("EVERETT_SOURCE") if os.geteuid() == os.getuid() and os.getegid() == os.getgid() else None
     if not uri:
         raise SourceNotOpen(f"a draw was asked for before any source was open. {_NEXT_STEP}")
-    with _lock:
+    with _opening:
         if _keyring is None:
             import everett_cuda
 
@@ -342,8 +257,8 @@ def _starved_message() -> str:
     policy = settings()
     if policy["on_starved"] == "error":
         return (
-            'no fresh key was ready, and on_starved="error" allows neither stretching nor waiting. Use a faster source, '
-            'set_freshness("step"), or configure(on_starved="stretch").'
+            'no fresh key was ready, and on_starved="error" allows neither stretching nor waiting. Use a faster '
+            'source, set_freshness("step"), or configure(on_starved="stretch").'
         )
     stretched = (
         f" {counters()['stretched_in_a_row']} keys were stretched since the last fresh one (max_stretch "
@@ -352,27 +267,27 @@ def _starved_message() -> str:
         else ""
     )
     return (
-        f"no fresh key arrived in {policy['timeout_s']} s (timeout_s).{stretched} Look at ev.status() whether the source "
-        'still delivers; a slow source serves more draws with set_freshness("step").'
+        f"no fresh key arrived in {policy['timeout_s']} s (timeout_s).{stretched} Look at ev.status() whether the "
+        'source still delivers; a slow source serves more draws with set_freshness("step").'
     )
 
 
 _REPLAY_ERRORS = {
     "replay_miss": (
-        "a recomputation inside a backward drew a nonce that no forward of its step drew, so its mask would not be that "
-        "of the forward and the gradient silently wrong. Either preserve_rng_state=False was given to the checkpoint "
-        "(leave it True), or the forward ran before the source was open or before it was closed and opened again, or "
-        "more draws came between than the tape holds (tape_entries)."
+        "a recomputation inside a backward drew a nonce that no forward of its step drew, so its mask would not be "
+        "that of the forward and the gradient silently wrong. Either preserve_rng_state=False was given to the "
+        "checkpoint (leave it True), or the forward ran before the source was open or before it was closed and opened "
+        "again, or more draws came between than the tape holds (tape_entries)."
     ),
     "replay_ambiguous": (
-        "a recomputation inside a backward drew a nonce that several steps have drawn with different keys (the torch RNG "
-        "state repeated), and the autograd sequence numbers do not tell which forward it belongs to: they are per "
+        "a recomputation inside a backward drew a nonce that several steps have drawn with different keys (the torch "
+        "RNG state repeated), and the autograd sequence numbers do not tell which forward it belongs to: they are per "
         "thread. Run the backward before the state repeats, or seed each step and thread differently."
     ),
 }
 _SOURCE_ERRORS = {
-    "ended": (SourceExhausted, "the recording is exhausted: no fresh key can come, and none is stretched. Open another."),
-    "failed": (SourceError, "the source broke, and its last bytes are used. Check the device; then ev.open(...) again."),
+    "ended": (SourceExhausted, "the recording is exhausted: no fresh key can come, none is stretched. Open another."),
+    "failed": (SourceError, "the source broke, and its last bytes are used. Check the device, then ev.open(...)."),
     "alarm": (
         HealthAlarm,
         "a permanent health alarm stands: no key is handed out or stretched. Look at ev.status(); reopen the source to "
@@ -390,7 +305,7 @@ _SOURCE_ERRORS = {
 def _warn_of_repeat() -> None:
     """Once: equal bits twice under no_grad, in one step, are often not meant. Not said inside autograd.Function.forward
     (gradients and forward gradients off), where a reentrant checkpoint draws, nor inside a backward."""
-    if torch.is_grad_enabled() or not _forward_grad_enabled() or _graph_task_id() != -1:
+    if torch.is_grad_enabled() or not forward_grad_enabled() or graph_task_id() != -1:
         return
     keyring = _keyring
     if keyring is None or keyring.on_repeat is None:

@@ -13,6 +13,7 @@ import torch
 
 from . import _C, keys
 from .errors import EverettError
+from .nonce import in_plain_eager, nonce_tensor
 from .ops import _TYPES, _check_stream, _Mix, _record_bytes, _row_major, _threads
 
 _DTYPES = {**_TYPES, torch.int32: 4}
@@ -83,10 +84,6 @@ def _shape(size) -> tuple:
     return tuple(size)
 
 
-def _plain_eager() -> bool:
-    return not torch.compiler.is_compiling() and keys._dispatch_modes() == 0 and keys._functorch_level() is None
-
-
 def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
     if dtype not in _NUMPY and not (kind == "words" and dtype == torch.int32):
@@ -96,16 +93,16 @@ def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
         raise EverettError(f"device: noise kernels of this build run on the CPU, got {device}. Draw there and move it.")
     fill = _Fill(kind, size, dtype, _check_stream(stream))
     if freshness == "direct":
-        if not _plain_eager():
+        if not in_plain_eager():
             raise EverettError('freshness="direct" works in plain eager code only, not under functorch or compilation')
         return _direct(fill, p)
     if freshness is not None:
         raise ValueError(f'freshness: None (the setting of ev.set_freshness) or "direct", got {freshness!r}')
     if not math.prod(size):
         return torch.empty(size, dtype=dtype)
-    if _plain_eager():
+    if in_plain_eager():
         return _run(keys.draw_record(), fill, p)
-    return _FillRecord.apply(_Mix.apply(keys.nonce_tensor("cpu")), p, fill)
+    return _FillRecord.apply(_Mix.apply(nonce_tensor("cpu"), torch.is_grad_enabled()), p, fill)
 
 
 def _direct(fill: _Fill, p: torch.Tensor | None) -> torch.Tensor:
@@ -179,6 +176,6 @@ def bernoulli(p, *size, dtype=None, device=None, stream="chacha8", freshness=Non
         shape = _shape(size)
         p = torch.full(shape, float(p), dtype=torch.float64)
     # functorch cannot branch on data: inside vmap the kernel's comparison is what limits p
-    if _plain_eager() and not bool(((p >= 0) & (p <= 1)).all()):
+    if in_plain_eager() and not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError("p: probabilities must be from 0 to 1 and not NaN")
     return _make("bernoulli", shape, dtype, device, stream, freshness, p)

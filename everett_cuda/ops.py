@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from . import _C, keys
 from .errors import EverettError
+from .nonce import can_go_direct, nonce_tensor
 
 STREAMS = {"chacha8": 0, "chacha12": 1, "chacha20": 2, "philox": 3}
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -216,7 +217,7 @@ _eager_masked = super(torch.autograd.Function, _EagerMasked).apply
 
 
 def _is_eager(x: torch.Tensor) -> bool:
-    return keys.can_go_direct(x) and forward_ad._current_level < 0
+    return can_go_direct(x) and forward_ad._current_level < 0
 
 
 def _eager(x, record: bytes, mask, residual):
@@ -236,8 +237,8 @@ class _Mix(torch.autograd.Function):
     """Nonce tensor (int64, (2,)) to subkey record (int32, (12,)): where functorch batches the nonce, each its own."""
 
     @staticmethod
-    def forward(nonce):
-        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce)), dtype=torch.int32)
+    def forward(nonce, grad_enabled):
+        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled)), dtype=torch.int32)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -245,12 +246,12 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None
+        return None, None
 
     @staticmethod
-    def vmap(info, in_dims, nonce):
+    def vmap(info, in_dims, nonce, grad_enabled):
         nonce = nonce.movedim(in_dims[0], 0)
-        return torch.stack([_Mix.apply(nonce[i].contiguous()) for i in range(info.batch_size)]), 0
+        return torch.stack([_Mix.apply(nonce[i].contiguous(), grad_enabled) for i in range(info.batch_size)]), 0
 
 
 def _masked_draw(x, mask, residual=None):
@@ -261,7 +262,7 @@ def _masked_draw(x, mask, residual=None):
         return _masked(x, _NO_RECORD, mask, residual)
     if _is_eager(x) and (residual is None or _is_eager(residual)):
         return _eager(x, keys.draw_record(), mask, residual)
-    return _Masked.apply(x, _Mix.apply(keys.nonce_tensor(x.device)), mask, residual)
+    return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled()), mask, residual)
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from everett_cuda import _C, keys
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,6 +18,33 @@ def shared_data():
     if not path.is_dir():
         pytest.skip(f"recorded data not found at {path}; set EVERETT_SHARED_DATA to its folder")
     return path
+
+
+@pytest.fixture
+def ring():
+    """An empty ring (1 MiB) behind the process's keys, with default settings."""
+    ring = _C.Ring(1 << 20)
+    keys.set_freshness("op")
+    keys.configure(on_starved="stretch", max_stretch=2**16, timeout_s=60.0)
+    keys.attach(ring)
+    yield ring
+    keys.detach()
+    keys.set_freshness("op")
+    keys.configure(on_starved="stretch", max_stretch=2**16, timeout_s=60.0)
+
+
+@pytest.fixture(params=["op", "step"])
+def freshness(request):
+    """An open source with plenty of keys, in both freshnesses."""
+    ring = _C.Ring(1 << 20)
+    ring.put(np.random.default_rng(1).bytes(1 << 19))
+    keys.configure(on_starved="error")
+    keys.set_freshness(request.param)
+    keys.attach(ring)
+    yield request.param
+    keys.detach()
+    keys.set_freshness("op")
+    keys.configure(on_starved="stretch")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,106 +1,18 @@
-"""The tape: gradients under recomputation are those of the forward, or there is an error. One test per failure.
+"""The tape within a step, in hooks and in what torch does around it: gradients under recomputation are those of the
+forward, or there is an error. One test per failure of a weaker rule."""
 
-The ops here are the smallest that rest on records: a mask made from the record by numpy's Philox, an autograd.Function
-whose backward makes it again. Expected gradients come from the masks that the forward's output shows, computed by hand.
-"""
-
-import itertools
 import threading
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential, set_checkpoint_early_stop
+from recompute import BLOCKS, BOTH, N, block, block_gradient, ck, dropout, leaf, mask_of, nested_pair, right
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from everett_cuda import _C, keys
+import everett_cuda
+from everett_cuda import _C, keys, nonce
 from everett_cuda.errors import ReplayMiss
-
-N = 64
-BOTH = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
-
-
-def mask_of(record, shape, p):
-    uniform = np.random.Generator(np.random.Philox(key=int.from_bytes(record[:16], "little"))).random(tuple(shape))
-    return torch.from_numpy((uniform >= p) / (1 - p))
-
-
-class DropoutFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(x, p, record):
-        return x * mask_of(record, x.shape, p).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.p, ctx.record = inputs
-
-    @staticmethod
-    def backward(ctx, grad):
-        return DropoutFunction.apply(grad, ctx.p, ctx.record), None, None
-
-
-def dropout(x, p=0.5):
-    return DropoutFunction.apply(x, p, keys.draw_record())
-
-
-def ck(f, x, reentrant):
-    """checkpoint, and without stopping early: else a non-reentrant one need not repeat a draw that comes last."""
-    with set_checkpoint_early_stop(False):
-        return checkpoint(f, x, use_reentrant=reentrant)
-
-
-def block(x):
-    """exp saves its output behind the draw, sin its input before it; the mask can be read off the result."""
-    return torch.exp(dropout(torch.sin(x)))
-
-
-def block_gradient(x, y):
-    x, y = x.detach(), y.detach()
-    mask = (torch.log(y) / torch.sin(x)).round()
-    return torch.exp(mask * torch.sin(x)) * mask * torch.cos(x)
-
-
-def tail_block(x):
-    """The last thing is the draw, and it saves no tensor: the backward asks first for one saved before the draw."""
-    return dropout(torch.sin(x))
-
-
-def tail_gradient(x, y):
-    x, y = x.detach(), y.detach()
-    return (y / torch.sin(x)).round() * torch.cos(x)
-
-
-BLOCKS = pytest.mark.parametrize("f, gradient", [(block, block_gradient), (tail_block, tail_gradient)])
-
-
-def leaf():
-    """A leaf in [0.5, 1.5), from a generator of its own."""
-    return (torch.rand(N, dtype=torch.float64, generator=leaf.generator) + 0.5).requires_grad_()
-
-
-leaf.generator = torch.Generator().manual_seed(77)
-
-
-def right(x, y, gradient=block_gradient):
-    return torch.allclose(x.grad, gradient(x, y))
-
-
-def optimizer():
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-
-
-@pytest.fixture(params=["op", "step"])
-def freshness(request):
-    """An open source with plenty of keys, in both freshnesses."""
-    ring = _C.Ring(1 << 20)
-    ring.put(np.random.default_rng(1).bytes(1 << 19))
-    keys.configure(on_starved="error")
-    keys.set_freshness(request.param)
-    keys.attach(ring)
-    yield request.param
-    keys.detach()
-    keys.set_freshness("op")
-    keys.configure(on_starved="stretch")
-
 
 pytestmark = pytest.mark.usefixtures("freshness")
 
@@ -275,7 +187,7 @@ def test_a_forgotten_entry_is_not_mistaken_for_a_later_one_of_the_same_state(ree
         y.sum().backward()
 
 
-# --- rule 3: an unknown nonce in a recomputation is an error; in hooks it is a new draw ------------------------------------
+# --- rule 3: an unknown nonce in a recomputation is an error; in hooks it is a new draw -------------------------------
 
 
 @BOTH
@@ -311,6 +223,54 @@ def test_a_forward_before_the_source_was_open_is_an_error(reentrant):
     use[0] = True
     with pytest.raises(ReplayMiss, match="before the source was open"):
         y.sum().backward()
+
+
+def test_an_op_that_draws_inside_its_function_passes_on_the_callers_gradient_mode():
+    """Inside Function.forward gradients are off, which would look like a hook: the op says what its caller saw."""
+
+    class Draw(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, drawn, grad_enabled):
+            ctx.record = keys.record_from_nonce(drawn, grad_enabled)
+            return x * mask_of(ctx.record, x.shape, 0.5)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * mask_of(ctx.record, grad.shape, 0.5), None, None
+
+    def f(x):
+        return torch.exp(Draw.apply(torch.sin(x), nonce.nonce_tensor(), torch.is_grad_enabled()))
+
+    x = leaf()
+    y = checkpoint(f, x, use_reentrant=False)
+    keys.step()
+    y.sum().backward()
+    assert right(x, y)
+    with pytest.raises(ReplayMiss):
+        checkpoint(f, x, use_reentrant=False, preserve_rng_state=False).sum().backward()
+    noisy = leaf() * 2
+    noisy.register_hook(f)
+    noisy.sum().backward()  # a hook: new, no alarm
+
+
+def test_our_dropout_under_a_dispatch_mode_is_checked_too():
+    """There it draws its nonce as a tensor and its record inside a Function, where torch says that gradients are off."""
+
+    class Passing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    def f(x):
+        with Passing():
+            return torch.exp(everett_cuda.dropout(torch.sin(x), 0.5))
+
+    x = leaf()
+    y = checkpoint(f, x, use_reentrant=False)
+    keys.step()
+    y.sum().backward()
+    assert right(x, y)
+    with pytest.raises(ReplayMiss):
+        checkpoint(f, leaf(), use_reentrant=False, preserve_rng_state=False).sum().backward()
 
 
 def test_draws_in_hooks_are_new_draws():
@@ -396,186 +356,7 @@ def test_a_backward_that_raised_leaves_no_trace():
     assert keys.counters()["boundaries"] == 1
 
 
-# --- rule 4: the same state in several steps ----------------------------------------------------------------------------
-
-
-@BOTH
-@BLOCKS
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-@pytest.mark.parametrize("boundary_after_last", [True, False])
-def test_one_seed_in_three_steps_backward_in_any_order(reentrant, f, gradient, order, boundary_after_last):
-    opt = optimizer()
-    xs, ys = [leaf() for _ in range(3)], []
-    for i, x in enumerate(xs):
-        torch.manual_seed(0)
-        ys.append(ck(f, x, reentrant))
-        if i < 2 or boundary_after_last:
-            opt.step()
-    for i in order:
-        ys[i].sum().backward()
-    assert [right(x, y, gradient) for x, y in zip(xs, ys, strict=True)] == [True] * 3
-    masks = [tuple((g != 0).tolist()) for g in (x.grad for x in xs)]
-    assert len(set(masks)) == 3, "a seed that repeats in the next step must give another mask"
-
-
-@BOTH
-@BLOCKS
-def test_one_seed_in_every_step_with_the_backward_one_step_late(reentrant, f, gradient):
-    """Pipelines: in each step first the backward of the last step's graph, then the forward."""
-    late = None
-    for _ in range(6):
-        if late is not None:
-            late[1].sum().backward()
-            assert right(*late, gradient)
-        x = leaf()
-        torch.manual_seed(0)
-        late = (x, ck(f, x, reentrant))
-        keys.step()
-
-
-@BOTH
-def test_steps_that_draw_nothing_are_no_windows_but_still_boundaries(reentrant, freshness):
-    xs, ys = [leaf() for _ in range(2)], []
-    for x in xs:
-        torch.manual_seed(0)
-        ys.append(checkpoint(block, x, use_reentrant=reentrant))
-        for _ in range(1000):
-            keys.step()
-    for i in (1, 0):
-        ys[i].sum().backward()
-    assert [right(x, y) for x, y in zip(xs, ys, strict=True)] == [True, True]
-    assert keys.counters()["fresh"] == 2
-
-
-@BOTH
-def test_windows_stay_right_when_the_tape_has_forgotten_the_oldest(reentrant):
-    """Windows of forgotten steps are dropped from the front: those behind must not shift."""
-    ring = _C.Ring(1 << 16)
-    ring.put(np.random.default_rng(4).bytes(1 << 16))
-    keys.detach()
-    keys.attach(ring, tape_entries=6)
-    pairs = []
-    for _ in range(40):
-        x = leaf()
-        torch.manual_seed(0)
-        pairs.append((x, checkpoint(block, x, use_reentrant=reentrant)))
-        keys.step()
-    for x, y in reversed(pairs[-6:]):
-        y.sum().backward()
-        assert right(x, y)
-    with pytest.raises(ReplayMiss):
-        pairs[-7][1].sum().backward()
-
-
-@BOTH
-def test_one_state_in_several_threads_and_steps_is_an_error_not_a_guess(reentrant):
-    pairs = []
-
-    def forward():
-        x = leaf()
-        pairs.append((x, checkpoint(block, x, use_reentrant=reentrant)))
-
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    for _ in range(2):
-        torch.set_rng_state(state)
-        thread = threading.Thread(target=forward)
-        thread.start()
-        thread.join()
-        keys.step()
-    with pytest.raises(ReplayMiss, match="per thread"):
-        pairs[0][1].sum().backward()
-    assert keys.counters()["replay_misses"] == 1
-
-
-@BOTH
-def test_forwards_in_threads_of_their_own_states(reentrant):
-    pairs = []
-
-    def forward():
-        x = leaf()
-        pairs.append((x, checkpoint(block, x, use_reentrant=reentrant)))
-
-    for _ in range(4):
-        thread = threading.Thread(target=forward)
-        thread.start()
-        thread.join()
-        keys.step()
-    for x, y in pairs:
-        y.sum().backward()
-        assert right(x, y)
-
-
-# Inside a reentrant checkpoint's forward gradients are off, and torch warns that the inner one sees none.
-NO_GRAD_WARNING = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-
-
-def nested_forms(test):
-    return NO_GRAD_WARNING(pytest.mark.parametrize("outer, inner", list(itertools.product([True, False], repeat=2)))(test))
-
-
-def nested_pair(outer, inner):
-    """(x, y, expected gradient of y.sum()), from masks seen in the forward. Each inner region draws twice, and what it
-    saves lies before, between and (with `tail` off) behind its draws."""
-    seen = []
-
-    def draw(x):
-        record = keys.draw_record()
-        seen.append(mask_of(record, x.shape, 0.5))
-        return DropoutFunction.apply(x, 0.5, record)
-
-    def f(x, tail):
-        x = draw(torch.sin(x) + draw(torch.cos(x)))
-        return x if tail else torch.exp(x)
-
-    def whole(x):
-        with set_checkpoint_early_stop(False):
-            h = checkpoint(f, x, False, use_reentrant=inner)
-            return checkpoint(f, torch.sin(h), True, use_reentrant=inner)
-
-    x = leaf()
-    with set_checkpoint_early_stop(False):
-        y = checkpoint(whole, x, use_reentrant=outer)
-    m1, m2, m3, m4 = seen[:4]
-    z = x.detach().clone().requires_grad_()
-    h = torch.sin(torch.exp(m2 * (torch.sin(z) + m1 * torch.cos(z))))
-    (m4 * (torch.sin(h) + m3 * torch.cos(h))).sum().backward()
-    return x, y, z.grad
-
-
-@nested_forms
-def test_nested_checkpoints(outer, inner):
-    x, y, expected = nested_pair(outer, inner)
-    y.sum().backward()
-    assert torch.allclose(x.grad, expected)
-
-
-@nested_forms
-def test_nested_checkpoints_over_step_boundaries(outer, inner):
-    """The inner nodes are made in the outer recomputation, steps after the draw they ask for."""
-    x, y, expected = nested_pair(outer, inner)
-    for _ in range(3):
-        keys.draw_record()
-        keys.step()
-    y.sum().backward()
-    assert torch.allclose(x.grad, expected)
-
-
-@nested_forms
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_nested_checkpoints_with_one_seed_in_three_steps(outer, inner, order):
-    made = []
-    for _ in range(3):
-        torch.manual_seed(0)
-        made.append(nested_pair(outer, inner))
-        keys.step()
-    for i in order:
-        x, y, expected = made[i]
-        y.sum().backward()
-        assert torch.allclose(x.grad, expected)
-
-
-# --- rules 16 to 20: what is sound must stay so -------------------------------------------------------------------------
+# --- rules 16 to 20: what is sound must stay so ---------------------------------------------------------------------
 
 
 @BOTH

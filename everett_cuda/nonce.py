@@ -1,0 +1,112 @@
+"""Nonces from torch's own generators, and what torch tells about where a draw happens.
+
+A nonce is 128 bits from the generator of the tensor's device, which then stands where a torch op would have left it:
+the books that torch, checkpoints and sharding frameworks keep of its state are our books too. Some of the facts come
+from private calls of torch; they are looked up here, once, and a torch without one fails the import by name.
+"""
+
+import sys
+import threading
+
+import torch
+
+from .errors import EverettError
+
+
+def _private(path: str):
+    """A private call of torch that the rules rest on; torch without it cannot be served."""
+    value = torch
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    if value is None:
+        raise ImportError(
+            f"everett_cuda needs torch.{path}, which torch {torch.__version__} does not have: without it gradients "
+            "under checkpointing could be silently wrong. Use a torch from 2.6 on that everett_cuda lists as tested."
+        )
+    return value
+
+
+graph_task_id = _private("_C._current_graph_task_id")
+current_node = _private("_C._current_autograd_node")
+keep_graph = _private("_C._autograd._get_current_graph_task_keep_graph")
+sequence_nr = _private("autograd._get_sequence_nr")
+dispatch_modes = _private("_C._len_torch_dispatch_stack")
+functorch_level = _private("_C._functorch.peek_interpreter_stack")
+forward_grad_enabled = _private("_C._is_fwd_grad_enabled")
+_run_backward_code = _private("autograd.graph._engine_run_backward").__code__
+_function_backward_code = _private("autograd.function.BackwardCFunction.apply").__code__
+is_inference = torch.is_inference_mode_enabled
+is_compiling = torch.compiler.is_compiling
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class NonceBuffer(threading.local):
+    """Two int64 of this thread, filled in place: half the time of a torch.randint. Not an inference tensor, which could
+    not be written to outside inference mode."""
+
+    def __init__(self):
+        with torch.inference_mode(False):
+            buffer = torch.empty(2, dtype=torch.int64, device="cpu")
+        self.fill = buffer.random_
+        self.address = buffer.data_ptr()
+
+
+def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
+    """A nonce as a tensor (int64, shape (2,)) from torch's generator of `device`, for functorch, dispatch modes and
+    torch.compile: vmap's `randomness`, checkpoints' saved RNG states and fake tensors then hold by themselves.
+
+    Compiled code joins four draws of 32 bits: inductor's CPU randint has a 32-bit seed, and two 64-bit words drawn by
+    one call repeated 79 times in 768,000 nonces.
+    """
+    refuse_cuda(torch.device(device))
+    if is_compiling():
+        quarters = [torch.randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
+        return torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32)
+    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
+
+
+def in_plain_eager() -> bool:
+    """Whether an op runs just so: not compiled, under no dispatch mode (it would trace it away), not in functorch."""
+    return not is_compiling() and dispatch_modes() == 0 and functorch_level() is None
+
+
+def can_go_direct(x: torch.Tensor) -> bool:
+    """Whether an op on x may hand x's memory straight to a kernel and call `keys.draw_record`.
+
+    False for subclasses (DTensor, FakeTensor), meta and jagged tensors, lazy negation or conjugation (memory does not
+    show it), and outside `in_plain_eager`.
+    """
+    return (
+        in_plain_eager()
+        and type(x) in _PLAIN
+        and (x.is_cpu or x.is_cuda)
+        and x.layout is torch.strided
+        and not x.is_neg()
+        and not x.is_conj()
+    )
+
+
+def refuse_cuda(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise EverettError(
+            f"keys: nonces come from the CPU's generator only, not from that of {device}. Draw on a CPU tensor and "
+            "move the result."
+        )
+
+
+def is_nested_backward() -> bool:
+    """Whether a node's Python backward (a reentrant checkpoint's) started the running backward on this thread. torch
+    does not tell, the call stack does: some 40 ns a frame, paid by recomputations and hooks only."""
+    frame, in_backward = sys._getframe(1), False
+    while frame is not None:
+        code = frame.f_code
+        if code is _run_backward_code:
+            in_backward = True
+        elif in_backward and code is _function_backward_code:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def is_capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -105,12 +105,16 @@ class Source:
 
     def _startup_test(self, buffer: memoryview) -> None:
         pipeline, driver = self._pipeline, self.driver
+        passes = driver.passes
         last_byte = time.monotonic()
         while pipeline.flow == _C.Flow.starting:
             missing = pipeline.startup_bytes - pipeline.counts["raw_held"]
             n = 0
             try:
                 n = driver.readinto(buffer[: min(missing, len(buffer))], READ_TIMEOUT_S)
+                if driver.passes != passes:  # a loop asked for: what comes again is no duplicate
+                    passes = driver.passes
+                    pipeline.forget_units()
                 pipeline.push(buffer[:n], time.monotonic())
             except EndOfRecording as error:
                 used = pipeline.counts["raw_in"]
@@ -157,14 +161,14 @@ class Source:
             try:
                 n = driver.readinto(memoryview(feed.buffer), READ_TIMEOUT_S)
             except EndOfRecording:
-                return "ended" if feed.drain() else "alarm"
+                return "ended" if feed.drain() else self._stopped()
             except DeviceFault as fault:
                 if not (feed.drain() and pipeline.device_alarm(fault.status, fault.expected, time.monotonic())):
-                    return "alarm"
+                    return self._stopped()
                 continue
             except TransportError as error:
                 if not feed.drain():
-                    return "alarm"
+                    return self._stopped()
                 pipeline.transport_error()
                 if time.monotonic() - last_byte > PATIENCE_S:
                     raise SourceError(f"no bytes for {PATIENCE_S:g} s: {error}") from error
@@ -178,15 +182,20 @@ class Source:
                 if now - last_byte > PATIENCE_S:
                     raise SourceError(f"{driver.name} gave no bytes for {PATIENCE_S:g} s")
                 continue
-            if driver.passes != passes:  # a loop asked for: what comes again is no duplicate
+            if driver.passes != passes:  # as in the start-up test
                 passes = driver.passes
                 feed.drain()
                 pipeline.forget_units()
             if not feed.submit(n, now):
-                return "alarm"
+                if pipeline.flow == _C.Flow.stopped:
+                    pipeline.push(memoryview(feed.buffer)[:n], now)  # counts and destroys what was read meanwhile
+                return self._stopped()
             errors = 0
             last_byte = time.monotonic()  # submit may have waited long for room in the ring
         return "closed"
+
+    def _stopped(self) -> str:
+        return "alarm" if self._pipeline.flow == _C.Flow.stopped else "closed"
 
     def _reconnect(self, lost: DeviceLost) -> None:
         try:
@@ -254,18 +263,20 @@ class Source:
         if answer == _C.Take.failed:
             why = self._failure or f"{self.uri} broke"
             return SourceError(f"{why}; {asked} bytes were asked for, {unread} are left")
+        within = "at once" if timeout_s is None else f"within {timeout_s:g} s"
         return Starved(
-            f"{self.uri} gave no {asked} bytes within {timeout_s:g} s ({unread} are there, {counts['raw_in']} raw "
+            f"{self.uri} gave no {asked} bytes {within} ({unread} are there, {counts['raw_in']} raw "
             "bytes have come in); wait longer, draw less, or use a faster source"
         )
 
     # --- life -------------------------------------------------------------------------------------------------------
 
     def reopen(self) -> None:
-        """An operator's answer to a permanent alarm (or to a source that broke or ran out): starts over.
+        """An operator's answer to a permanent alarm, or to a device that broke: starts over with the start-up test.
 
-        The device is opened again and must pass the start-up test; counts go on, alarms stay listed. Raises as `open`,
-        and SourceError when the source still flows, is closed, or another device answers.
+        A device is opened again. A recording or a simulation goes on where it stopped: opened again, it would give the
+        same bits twice. Counts go on and alarms stay listed. Raises as `open`, and SourceError when the source still
+        flows, is closed, or another device answers.
         """
         self._refuse_in_child()
         with self._lifecycle:
@@ -274,31 +285,32 @@ class Source:
             if self._end is None and self._pipeline.flow != _C.Flow.stopped:
                 raise SourceError(f"{self.uri} has not stopped, so there is nothing to reopen")
             self._halt()
-            serial = self.driver.serial
-            self.driver = self._connect()
             try:
-                if self.driver.serial != serial:
-                    raise SourceError(
-                        f"{self.uri} is another device now: {self.driver.serial}, not {serial}; open it anew"
-                    )
-                if self.driver.kind in ("recorded", "simulated"):
-                    self._pipeline.forget_units()  # it begins again at its start
+                if self.driver.kind not in ("recorded", "simulated"):
+                    self._replace_driver()
                 self._pipeline.reopen()
                 self.ring.reopen()
                 self._start()
             except BaseException as error:
                 self._failure = str(error)
-                self._end = "alarm" if isinstance(error, StartupTestFailed) else "failed"
+                self._end = {StartupTestFailed: "alarm", SourceExhausted: "ended"}.get(type(error), "failed")
                 self.ring.end(getattr(_C.Take, self._end))
-                self.driver.close()
                 raise
+
+    def _replace_driver(self) -> None:
+        before = self.driver
+        before.close()
+        self.driver = self._connect()
+        if self.driver.serial != before.serial:
+            raise SourceError(
+                f"{self.uri} is another device now: {self.driver.serial}, not {before.serial}; open it anew"
+            )
 
     def _halt(self) -> None:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
         self._feed.stop()
-        self.driver.close()
 
     def close(self) -> None:
         """Stops the pump, gives the device back and destroys what was not handed out. May be called more than once.
@@ -312,6 +324,7 @@ class Source:
                 return
             self.ring.end(_C.Take.closed)
             self._halt()
+            self.driver.close()
             self.ring.destroy_unread()
             self._end = "closed"
             self._final = self._status()

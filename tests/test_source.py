@@ -347,11 +347,9 @@ def test_permanent_alarm_stops_all_draws_until_reopened():
         assert (first.test, first.offset, first.value, first.cutoff) == expected
         assert (first.permanent, second.startup, second.permanent) == (False, True, True)
 
-        ring = opened.ring
-        opened.reopen()  # the simulation begins again at its start
-        assert opened.ring is ring and opened.status().state == "flowing"
-        assert opened.take(320) == hashes(good)[:320]
-        assert len(opened.status().alarms) >= 2
+        with pytest.raises(StartupTestFailed):  # it goes on where it stopped, and it is still stuck there
+            opened.reopen()
+        assert opened.status().state == "alarm" and len(opened.status().alarms) == 3
 
 
 def test_reopening_a_source_that_is_still_bad_fails_and_can_be_tried_again():
@@ -365,11 +363,39 @@ def test_reopening_a_source_that_is_still_bad_fails_and_can_be_tried_again():
             opened.reopen()
         with pytest.raises(HealthAlarm):
             opened.take(1)
+    ring = opened.ring
     opened.reopen()
+    assert opened.ring is ring and opened.status().state == "flowing"
     assert opened.take(320) == hashes(other.tobytes())[:320]
     with pytest.raises(SourceError, match="nothing to reopen"):
         opened.reopen()
     opened.close()
+
+
+def test_a_reopened_recording_goes_on_and_never_repeats(recording):
+    raw = good_bytes(9 << 20)
+    raw[100_000:110_000] = 0  # an alarm, and a failed start-up test after it
+    with Source.open(recording(raw)) as opened:
+        first, error = take_all(opened)
+        assert isinstance(error, HealthAlarm)
+        opened.reopen()
+        start = opened.status().raw_bytes_in - 4096
+        assert start in (4096 + (4 << 20), 4096 + (8 << 20))  # after the reads of 4 MiB that were given up, uncut
+        second, error = take_all(opened)
+        assert isinstance(error, SourceExhausted)
+        used = opened.status().raw_bytes_in
+        with pytest.raises(SourceExhausted, match="exhausted in the start-up test"):
+            opened.reopen()
+        assert opened.status().state == "exhausted" and opened.status().raw_bytes_in == used
+    assert used == len(raw)
+    expected = hashes(raw.tobytes()[: start + ((len(raw) - start) // 512 - 1) * 512], start)
+    assert second == expected and hashes(raw.tobytes()[:99_840]).startswith(first)
+
+
+def test_tiny_recordings_may_loop(recording):
+    raw = good_bytes(1024).tobytes()
+    with Source.open(recording(raw) + "?loop=1") as opened:
+        assert opened.take(3200) == hashes(raw * 10)[:3200]
 
 
 def test_reopening_refuses_another_device():
@@ -380,8 +406,8 @@ def test_reopening_refuses_another_device():
     take_all(opened)
     with pytest.raises(SourceError, match="another device now: S2, not S1"):
         opened.reopen()
-    assert other.closed == 1
     opened.close()
+    assert first.closed == 1 and other.closed == 1
 
 
 def test_device_fault_is_an_alarm():

@@ -6,6 +6,7 @@ expanded: conditioned bits of the source go through the same formulas.
 """
 
 import math
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from . import _C, keys
 from .errors import EverettError
 from .nonce import in_plain_eager, nonce_tensor
-from .ops import _TYPES, _check_stream, _Mix, _record_bytes, _row_major, _threads
+from .ops import _TYPES, _check_stream, _Mix, _record_bytes, _refuse_strange, _refuse_tracing, _threads
 
 _DTYPES = {**_TYPES, torch.int32: 4}
 # kind: (number in the kernel, purpose tag)
@@ -76,21 +77,24 @@ class _FillRecord(torch.autograd.Function):
 def _shape(size) -> tuple:
     if len(size) == 1 and isinstance(size[0], (tuple, list, torch.Size)):
         size = size[0]
-    for n in size:
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise TypeError(f"size: integers, got {n!r}")
-        if n < 0:
-            raise ValueError(f"size: must not be negative, got {tuple(size)}")
-    return tuple(size)
+    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in size):
+        raise TypeError(f"size: integers, got {tuple(size)}")
+    size = tuple(operator.index(n) for n in size)
+    if any(n < 0 for n in size):
+        raise ValueError(f"size: must not be negative, got {size}")
+    return size
+
+
+def _refuse_device(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise EverettError(f"device: noise kernels of this build run on the CPU, got {device}. Draw there and move it.")
 
 
 def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
     if dtype not in _NUMPY and not (kind == "words" and dtype == torch.int32):
         raise TypeError(f"dtype: float32, float64, bfloat16 or float16, got {dtype}")
-    device = torch.device(device) if device is not None else torch.get_default_device()
-    if device.type != "cpu":
-        raise EverettError(f"device: noise kernels of this build run on the CPU, got {device}. Draw there and move it.")
+    _refuse_device(torch.device(device) if device is not None else torch.get_default_device())
     fill = _Fill(kind, size, dtype, _check_stream(stream))
     if freshness == "direct":
         if not in_plain_eager():
@@ -102,6 +106,7 @@ def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
         return torch.empty(size, dtype=dtype)
     if in_plain_eager():
         return _run(keys.draw_record(), fill, p)
+    _refuse_tracing()
     return _FillRecord.apply(_Mix.apply(nonce_tensor("cpu"), torch.is_grad_enabled()), p, fill)
 
 
@@ -143,6 +148,8 @@ def randn(*size, dtype=None, device=None, stream="chacha8", freshness=None) -> t
 
 def exponential(*size, rate: float = 1.0, dtype=None, device=None, stream="chacha8", freshness=None) -> torch.Tensor:
     """Exponentials of the given rate, from 64-bit draws: between 2^-65 and 45.05 at rate 1, never 0. Else as `rand`."""
+    if not isinstance(rate, (int, float)):
+        raise TypeError(f"rate: a positive number, got {type(rate).__name__}")
     if not 0 < rate < math.inf:
         raise ValueError(f"rate: must be positive and finite, got {rate}")
     x = _make("exponential", _shape(size), dtype, device, stream, freshness)
@@ -170,9 +177,13 @@ def bernoulli(p, *size, dtype=None, device=None, stream="chacha8", freshness=Non
             raise TypeError("size: goes with a number for p; a tensor of p has its own shape")
         if not p.is_floating_point():
             raise TypeError(f"p: a floating tensor, got {p.dtype}")
-        shape, dtype, device = tuple(p.shape), dtype or p.dtype, device or p.device
-        p = p.detach().to(torch.float64).contiguous()
+        _refuse_strange(p, "p")
+        _refuse_device(p.device)
+        shape, dtype = tuple(p.shape), dtype or p.dtype
+        p = p.detach().to(torch.float64).resolve_neg().contiguous()
     else:
+        if not isinstance(p, (int, float)):
+            raise TypeError(f"p: a number from 0 to 1 or a floating tensor, got {type(p).__name__}")
         shape = _shape(size)
         p = torch.full(shape, float(p), dtype=torch.float64)
     # functorch cannot branch on data: inside vmap the kernel's comparison is what limits p

@@ -143,6 +143,13 @@ def _run(x: torch.Tensor, residual: torch.Tensor | None, record: bytes, mask: _M
     return y
 
 
+def _memory_of(t: torch.Tensor) -> torch.Tensor:
+    """t as its memory reads: a lazily negated view (z.conj().imag) is negated in memory first; what has none is refused."""
+    if t.numel() and t.data_ptr() == 0:
+        raise EverettError(f"x: {type(t).__name__} has no memory of its own to work on. Unwrap it to plain tensors first.")
+    return t.resolve_neg()
+
+
 def _record_bytes(record) -> bytes:
     return record if type(record) is bytes else record.contiguous().numpy().tobytes()
 
@@ -158,7 +165,8 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(x, record, mask, residual):
-        return _run(x, residual, _record_bytes(record), mask)
+        residual = None if residual is None else _memory_of(residual)
+        return _run(_memory_of(x), residual, _record_bytes(record), mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -254,13 +262,39 @@ class _Mix(torch.autograd.Function):
         return torch.stack([_Mix.apply(nonce[i].contiguous(), grad_enabled) for i in range(info.batch_size)]), 0
 
 
+def _refuse_strange(t: torch.Tensor, name: str) -> None:
+    if t.layout is not torch.strided or t.is_nested:
+        raise TypeError(
+            f"{name}: must be a dense strided tensor, got {'a nested one' if t.is_nested else t.layout}. Sparse: convert with "
+            f"{name}.to_dense(), or use its values; nested: use its values()."
+        )
+
+
+_PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
+
+
+def _refuse_tracing() -> None:
+    """make_fx would write the mask of this one call into its graph as a constant, and every run would repeat it."""
+    if keys._dispatch_modes() and any(torch._C._get_dispatch_mode(mode) is not None for mode in (_PROXY, _FAKE)):
+        raise EverettError(
+            "a tracer (make_fx, FakeTensorMode) cannot record a draw: the graph would repeat one mask for ever. Trace the "
+            "model in eval mode, or use torch.compile without fullgraph=True, which runs the draw outside its graphs."
+        )
+
+
 def _masked_draw(x, mask, residual=None):
     """The masked op under a record of its own."""
     if x.is_meta:
-        return torch.empty_like(x)
+        return x.clone() if residual is None else x + residual
+    eager = _is_eager(x) and (residual is None or _is_eager(residual))
+    if not eager:
+        _refuse_strange(x, "x")
+        if residual is not None:
+            _refuse_strange(residual, "residual")
+        _refuse_tracing()
     if mask.p == 1.0 or x.numel() == 0:
         return _masked(x, _NO_RECORD, mask, residual)
-    if _is_eager(x) and (residual is None or _is_eager(residual)):
+    if eager:
         return _eager(x, keys.draw_record(), mask, residual)
     return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled()), mask, residual)
 
@@ -320,6 +354,7 @@ def _feature_dropout(x, p, training, inplace, mask_dims, stream):
 
 
 def _channel_dropout(x, p, training, inplace, spatial, stream):
+    _check_tensor(x)
     if x.dim() not in (spatial + 1, spatial + 2):
         raise ValueError(
             f"x: dropout{spatial}d takes (N, C, ...) with {spatial + 2} dimensions or (C, ...) with {spatial + 1}, got "
@@ -345,6 +380,7 @@ def dropout3d(x, p=0.5, training=True, inplace=False, *, stream="chacha8"):
 
 def drop_path(x, p=0.5, training=True, *, stream="chacha8"):
     """Stochastic depth (Huang et al. 2016): drops whole samples of a batch (N, ...), kept ones scaled by 1/(1-p)."""
+    _check_tensor(x)
     if x.dim() < 1:
         raise ValueError("x: drop_path needs a batch dimension, got a scalar")
     return _feature_dropout(x, p, training, False, 1, stream)

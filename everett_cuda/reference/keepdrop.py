@@ -1,4 +1,4 @@
-"""Keep or drop: an exact drop probability from 15 or 32 random bits and a dithered threshold, and dropout with it.
+"""Keep or drop: an exact drop probability from 15 or 32 random bits and a dithered threshold, and the ops with it.
 
 P = round(p * 2^47), so decisions drop with probability exactly P/2^47 over the dither d (word 8 of the record):
     x_e = (d + (e>>5) * 0x9E3779B9) mod 2^32
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from everett_cuda.reference import stream
-from everett_cuda.reference.ieee import bf16_of, from_bf16
+from everett_cuda.reference.ieee import from_bf16, round_to
 
 ONE = 2**47  # P of p = 1
 
@@ -64,15 +64,63 @@ def dropout(x, record, p, e, dtype="float32", generator="chacha8", tag=stream.KE
     P = 0 copies x bit for bit. x and the result are uint16 patterns for dtype "bfloat16". The backward pass is the same
     function of the gradient.
     """
+    return masked(x, keep_mask(record, p, e, generator, tag, s), p, dtype)
+
+
+def dropout_add(x, residual, record, p, e, dtype="float32", generator="chacha8", tag=stream.KEEP, s=0):
+    """dropout(x) + residual with one rounding at the end: x*c and the sum in fp32 (fp64: in fp64), then to the dtype.
+
+    A dropped element is +0 + residual. x, residual, e and the result have one shape; patterns as in `dropout`.
+    """
+    return masked_add(x, residual, keep_mask(record, p, e, generator, tag, s), p, dtype)
+
+
+def affine_dropout(x, record, p, e, affine, dtype="float32", generator="chacha8", tag=stream.KEEP, s=0):
+    """Kept values x*scale + shift, dropped values `dropped`: affine = (scale, shift, dropped), as in alpha dropout.
+
+    The three numbers are rounded to fp32 (fp64: taken as they are); multiply and add are two roundings, never fused.
+    """
+    return masked_affine(x, keep_mask(record, p, e, generator, tag, s), affine, dtype)
+
+
+# The same three ops under a given mask (True: kept).
+
+
+def masked(x, keep, p, dtype="float32"):
     h = threshold(p)
     if h.p47 == 0:
         return np.array(x)
-    keep = keep_mask(record, p, e, generator, tag, s)
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        if dtype == "float64":
-            return np.where(keep, np.asarray(x, np.float64) * h.scale, 0.0)
-        c = np.float32(h.scale)
-        if dtype == "bfloat16":
-            return np.where(keep, bf16_of(from_bf16(x) * c), np.uint16(0))
-        kind = {"float32": np.float32, "float16": np.float16}[dtype]
-        return np.where(keep, (np.asarray(x, kind).astype(np.float32) * c).astype(kind), kind(0))
+    with _no_warnings():
+        return _rounded(np.where(keep, _working(x, dtype) * _number(h.scale, dtype), _number(0, dtype)), dtype)
+
+
+def masked_add(x, residual, keep, p, dtype="float32"):
+    with _no_warnings():
+        kept = np.where(keep, _working(x, dtype) * _number(threshold(p).scale, dtype), _number(0, dtype))
+        return _rounded(kept + _working(residual, dtype), dtype)
+
+
+def masked_affine(x, keep, affine, dtype="float32"):
+    scale, shift, dropped = (_number(v, dtype) for v in affine)
+    with _no_warnings():
+        return _rounded(np.where(keep, _working(x, dtype) * scale + shift, dropped), dtype)
+
+
+def _no_warnings():
+    return np.errstate(over="ignore", invalid="ignore", under="ignore")
+
+
+def _number(value, dtype):
+    return np.float64(value) if dtype == "float64" else np.float32(value)
+
+
+def _working(x, dtype):
+    """x in the type that the arithmetic is done in: fp64 for fp64, fp32 for all others."""
+    if dtype == "bfloat16":
+        return from_bf16(x)
+    kind = {"float32": np.float32, "float64": np.float64, "float16": np.float16}[dtype]
+    return np.asarray(x, kind).astype(np.float64 if dtype == "float64" else np.float32)
+
+
+def _rounded(values, dtype):
+    return values if dtype == "float64" else round_to(values, dtype)

@@ -152,6 +152,21 @@ def dropouts():
     return rows
 
 
+def dropout_adds():
+    rows = []
+    for dtype, text in INPUTS.items():
+        bits = np.array([int(t, 16) for t in text.split()], f"u{np.dtype(STORAGE[dtype]).itemsize}")
+        # Every input value beside every residual value.
+        x, residual = (m.ravel().view(STORAGE[dtype]) for m in np.meshgrid(bits, bits, indexing="ij"))
+        for p in (1e-6, 1 / 3, 0.999, 1.0):
+            y = keepdrop.dropout_add(x, residual, RECORDS[2], p, run(2**32 - 30, len(x)), dtype)
+            nan = y.astype(np.uint32) & 0x7FFF > 0x7F80 if dtype == "bfloat16" else np.isnan(y)
+            out = ["nan" if bad else t for bad, t in zip(nan, as_hex(y).split(), strict=True)]
+            rows.append({"record": 2, "generator": "chacha8", "dtype": dtype, "p": p.hex(), "e": 2**32 - 30,
+                         "in": as_hex(x), "residual": as_hex(residual), "out": " ".join(out)})  # fmt: skip
+    return rows
+
+
 def fills():
     kinds = {
         "words": lambda r, e, _, g: fill.words(r, e, g),
@@ -228,7 +243,7 @@ def build():
     """The file's text."""
     parts = {"law": 1, "about": " ".join(__doc__.split()), "records": records(), "draws": draws(),
              "thresholds": thresholds(), "masks": masks(), "dropout": dropouts(), "fills": fills(),
-             "conversions": conversions(), "shards": shards()}  # fmt: skip
+             "conversions": conversions(), "shards": shards(), "dropout_add": dropout_adds()}  # fmt: skip
     lines = []
     for name, part in parts.items():
         if isinstance(part, list):

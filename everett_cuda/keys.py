@@ -70,6 +70,17 @@ def draw_record() -> bytes:
     return _draw_in_backward(keyring, nonce.address)
 
 
+def draw_dropout(*kernel) -> bytes:
+    """`draw_record` and a contiguous dropout kernel under that record in one call into C++; returns the record.
+
+    Only outside a backward. kernel: stream, p, type, address of x, address of y, number of elements, threads.
+    """
+    keyring = _keyring or _open_from_environment()
+    nonce = _nonce
+    nonce.fill(-(2**63), None)
+    return _C.draw_dropout(keyring, nonce.address, is_inference(), *kernel)
+
+
 def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> bytes:
     """The subkey record of a nonce that was drawn as a tensor: int64, shape (2,), contiguous, on the CPU, real.
 

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from . import _C, keys
 from .errors import EverettError
-from .nonce import can_go_direct, nonce_tensor
+from .nonce import can_go_direct, dispatch_modes, graph_task_id, nonce_tensor
 
 STREAMS = {"chacha8": 0, "chacha12": 1, "chacha20": 2, "philox": 3}
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -38,6 +38,11 @@ class _Mask(NamedTuple):
     affine: tuple | None = None
     batch: int = 0
     mask_dims: int | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Scaled by 1/(1-p), a decision for each element."""
+        return self.affine is None and self.mask_dims is None and not self.batch
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -105,14 +110,8 @@ def _run(x: torch.Tensor, residual: torch.Tensor | None, record: bytes, mask: _M
     n = x.numel()
     if n == 0:
         return y
-    if (
-        mask.affine is None
-        and not mask.batch
-        and mask.mask_dims is None
-        and x.is_contiguous()
-        and (residual is None or residual.is_contiguous())
-    ):
-        threads = 1 if n < _SERIAL_BELOW else torch.get_num_threads()
+    if mask.plain and x.is_contiguous() and (residual is None or residual.is_contiguous()):
+        threads = _threads(n)
         if residual is None:
             _C.dropout(record, mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, 0, threads)
         else:
@@ -141,6 +140,14 @@ def _run(x: torch.Tensor, residual: torch.Tensor | None, record: bytes, mask: _M
         _threads(n),
     )
     return y
+
+
+def _draw_and_run(x: torch.Tensor, mask: _Mask) -> tuple[torch.Tensor, bytes]:
+    """(result, record) of a plain mask on a contiguous x, outside a backward: draw and kernel in one call into C++."""
+    y = torch.empty_like(x)
+    n = x.numel()
+    threads = 1 if n < _SERIAL_BELOW else torch.get_num_threads()
+    return y, keys.draw_dropout(mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, threads)
 
 
 def _memory_of(t: torch.Tensor) -> torch.Tensor:
@@ -206,7 +213,11 @@ class _EagerMasked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, record, mask, residual=None):
-        ctx.record, ctx.mask, ctx.has_residual = record, mask, residual is not None
+        ctx.mask, ctx.has_residual = mask, residual is not None
+        if record is None:
+            y, ctx.record = _draw_and_run(x, mask)
+            return y
+        ctx.record = record
         return _run(x, residual, record, mask)
 
     @staticmethod
@@ -232,6 +243,14 @@ def _eager(x, record: bytes, mask, residual):
     if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
         return _eager_masked(x, record, mask) if residual is None else _eager_masked(x, record, mask, residual)
     return _run(x, residual, record, mask)
+
+
+def _eager_draw(x, mask, residual):
+    if residual is None and graph_task_id() == -1 and mask.plain and x.is_contiguous():
+        if x.requires_grad and torch.is_grad_enabled():
+            return _eager_masked(x, None, mask)
+        return _draw_and_run(x, mask)[0]
+    return _eager(x, keys.draw_record(), mask, residual)
 
 
 def _masked(x, record, mask, residual=None):
@@ -275,7 +294,7 @@ _PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchMod
 
 def _refuse_tracing() -> None:
     """make_fx would write the mask of this one call into its graph as a constant, and every run would repeat it."""
-    if keys._dispatch_modes() and any(torch._C._get_dispatch_mode(mode) is not None for mode in (_PROXY, _FAKE)):
+    if dispatch_modes() and any(torch._C._get_dispatch_mode(mode) is not None for mode in (_PROXY, _FAKE)):
         raise EverettError(
             "a tracer (make_fx, FakeTensorMode) cannot record a draw: the graph would repeat one mask for ever. Trace the "
             "model in eval mode, or use torch.compile without fullgraph=True, which runs the draw outside its graphs."
@@ -295,7 +314,7 @@ def _masked_draw(x, mask, residual=None):
     if mask.p == 1.0 or x.numel() == 0:
         return _masked(x, _NO_RECORD, mask, residual)
     if eager:
-        return _eager(x, keys.draw_record(), mask, residual)
+        return _eager_draw(x, mask, residual)
     return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled()), mask, residual)
 
 

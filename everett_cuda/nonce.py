@@ -38,6 +38,7 @@ _function_backward_code = _private("autograd.function.BackwardCFunction.apply").
 is_inference = torch.is_inference_mode_enabled
 is_compiling = torch.compiler.is_compiling
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_STRIDED = torch.strided
 
 
 class NonceBuffer(threading.local):
@@ -77,10 +78,10 @@ def can_go_direct(x: torch.Tensor) -> bool:
     show it), and outside `in_plain_eager`.
     """
     return (
-        in_plain_eager()
-        and type(x) in _PLAIN
+        type(x) in _PLAIN
+        and in_plain_eager()
         and (x.is_cpu or x.is_cuda)
-        and x.layout is torch.strided
+        and x.layout is _STRIDED
         and not x.is_neg()
         and not x.is_conj()
     )

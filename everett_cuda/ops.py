@@ -31,6 +31,7 @@ class _Mask(NamedTuple):
 
     affine: (scale, shift, dropped) instead of 1/(1-p), 0, 0. batch: leading dimensions that share one mask (vmap).
     mask_dims: how many of the dimensions after these have a decision of their own (the rest repeat it); None: all.
+    plain: none of these three is used (spared looking at each of them in every call).
     """
 
     p: float
@@ -39,10 +40,7 @@ class _Mask(NamedTuple):
     batch: int = 0
     mask_dims: int | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Scaled by 1/(1-p), a decision for each element."""
-        return self.affine is None and self.mask_dims is None and not self.batch
+    plain: bool = False
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -79,7 +77,7 @@ def _check_tensor(x: torch.Tensor, name: str = "x") -> None:
 def _checked_mask(p: float, stream: str, affine=None, mask_dims=None) -> _Mask | None:
     """The mask of checked arguments; None where p is so small that nothing is dropped. Cached: a model asks for few."""
     generator, p = _check_stream(stream), _check_p(p)
-    return None if p < 2.0**-48 else _Mask(p, generator, affine, 0, mask_dims)
+    return None if p < 2.0**-48 else _Mask(p, generator, affine, 0, mask_dims, affine is None and mask_dims is None)
 
 
 # --- the kernel call --------------------------------------------------------------------------------------------------
@@ -146,8 +144,9 @@ def _draw_and_run(x: torch.Tensor, mask: _Mask) -> tuple[torch.Tensor, bytes]:
     """(result, record) of a plain mask on a contiguous x, outside a backward: draw and kernel in one call into C++."""
     y = torch.empty_like(x)
     n = x.numel()
-    threads = 1 if n < _SERIAL_BELOW else torch.get_num_threads()
-    return y, keys.draw_dropout(mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, threads)
+    return y, keys.draw_dropout(
+        mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, 1 if n < _SERIAL_BELOW else _threads(n)
+    )
 
 
 def _memory_of(t: torch.Tensor) -> torch.Tensor:
@@ -201,7 +200,7 @@ class _Masked(torch.autograd.Function):
         x = batched(x, x_dim)
         residual = None if residual is None else batched(residual, residual_dim)
         if record_dim is None:
-            return _Masked.apply(x, record, mask._replace(batch=mask.batch + 1), residual), 0
+            return _Masked.apply(x, record, mask._replace(batch=mask.batch + 1, plain=False), residual), 0
         record = record.movedim(record_dim, 0)
         rows = [_Masked.apply(x[i], record[i], mask, None if residual is None else residual[i]) for i in range(size)]
         return torch.stack(rows), 0
@@ -213,21 +212,23 @@ class _EagerMasked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, record, mask, residual=None):
-        ctx.mask, ctx.has_residual = mask, residual is not None
         if record is None:
-            y, ctx.record = _draw_and_run(x, mask)
-            return y
-        ctx.record = record
-        return _run(x, residual, record, mask)
+            y, record = _draw_and_run(x, mask)
+        else:
+            y = _run(x, residual, record, mask)
+        ctx.kept = record, mask, residual is not None
+        return y
 
     @staticmethod
     def backward(ctx, grad):
-        mask = ctx.mask if ctx.mask.affine is None else _linear(ctx.mask)
+        record, mask, has_residual = ctx.kept
+        if mask.affine is not None:
+            mask = _linear(mask)
         if grad.numel() <= _COPY_BELOW and not grad.is_contiguous():
             grad = grad.contiguous()
-        if not ctx.has_residual:
-            return _masked(grad, ctx.record, mask), None, None
-        return _masked(grad, ctx.record, mask) if ctx.needs_input_grad[0] else None, None, None, grad
+        if not has_residual:
+            return _masked(grad, record, mask), None, None
+        return _masked(grad, record, mask) if ctx.needs_input_grad[0] else None, None, None, grad
 
 
 # Function.apply in Python rebinds its arguments by signature at each call where setup_context is given, and asks for
@@ -243,14 +244,6 @@ def _eager(x, record: bytes, mask, residual):
     if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
         return _eager_masked(x, record, mask) if residual is None else _eager_masked(x, record, mask, residual)
     return _run(x, residual, record, mask)
-
-
-def _eager_draw(x, mask, residual):
-    if residual is None and graph_task_id() == -1 and mask.plain and x.is_contiguous():
-        if x.requires_grad and torch.is_grad_enabled():
-            return _eager_masked(x, None, mask)
-        return _draw_and_run(x, mask)[0]
-    return _eager(x, keys.draw_record(), mask, residual)
 
 
 def _masked(x, record, mask, residual=None):
@@ -314,7 +307,7 @@ def _masked_draw(x, mask, residual=None):
     if mask.p == 1.0 or x.numel() == 0:
         return _masked(x, _NO_RECORD, mask, residual)
     if eager:
-        return _eager_draw(x, mask, residual)
+        return _eager(x, keys.draw_record(), mask, residual)
     return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled()), mask, residual)
 
 
@@ -335,8 +328,29 @@ def dropout(
     when there is no key. Source of the method: the stream law, csrc/law/keepdrop.h.
     """
     mask = _checked_mask(p, stream)
+    if not (
+        # The common case, told in the fewest questions: a plain contiguous tensor that a kernel can take at once.
+        training
+        and not inplace
+        and mask is not None
+        and p != 1
+        and can_go_direct(x)
+        and x.dtype in _TYPES
+        and x.is_cpu
+        and x.is_contiguous()
+        and graph_task_id() == -1
+        and forward_ad._current_level < 0
+        and x.numel()
+    ):
+        return _plain_dropout(x, mask if training else None, inplace)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _eager_masked(x, None, mask)
+    return _draw_and_run(x, mask)[0]
+
+
+def _plain_dropout(x, mask, inplace):
     _check_tensor(x)
-    if not training or mask is None:
+    if mask is None:
         return x
     y = _masked_draw(x, mask)
     return x.copy_(y) if inplace else y

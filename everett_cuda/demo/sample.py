@@ -56,17 +56,18 @@ class Line:
 def sample_line(model: torch.nn.Module, characters: str, source: Source, longest: int, temperature: float) -> Line:
     """One line of at most `longest` characters, each chosen by one direct word; a newline ends it.
 
-    The model reads a newline first, and the first character is neither newline nor space (weight 0), so that there is a
-    line to see. Puts the model into eval mode. Raises what `Source.direct_words` raises; Starved after 60 s for a word.
+    The model reads a newline first, and all but letters have weight 0 in the first place, so that there is a line of
+    text to see and not one of blanks or asterisks. Puts the model into eval mode. Raises what `Source.direct_words` raises; Starved after 60 s for a word.
     """
     model.eval()
     newline = characters.index("\n")
+    no_letters = [i for i, character in enumerate(characters) if not character.isalpha()]
     numbers = [newline]
     for taken in range(1, longest + 1):
         window = torch.tensor([numbers[-model.shape.context :]])
         logits = model(window)[0, -1].double() / temperature
         if taken == 1:
-            logits[[newline, characters.index(" ")]] = -torch.inf
+            logits[no_letters] = -torch.inf
         word = int(source.direct_words(1, WORD_TIMEOUT_S)[0])
         chosen = choose(weights_of(logits.numpy()), word)
         if chosen == newline:

@@ -15,7 +15,7 @@ from .model import CharacterTransformer, Shape
 from .text import Text, batch
 
 BATCH = 16
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 6e-3
 WARM_UP_STEPS = 30
 HELD_OUT_BATCHES = 4
 
@@ -31,7 +31,7 @@ class Twin:
     held_out: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self):
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99))
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor, rate: float) -> None:
         """Forward, backward and optimizer, timed together."""

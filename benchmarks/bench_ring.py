@@ -38,7 +38,8 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 
 def _row(name: str, measure: str, unit: str, values: list[float]) -> dict:
     q = _quantiles(values)
-    return {"name": name, "measure": measure, "value": q["p50"], "unit": unit, "repeats": len(values), **q}
+    rounded = {name: round(value, 2) for name, value in q.items()}
+    return {"bench": "ring", "measure": measure, "case": name, "unit": unit, "repeats": len(values), **rounded}
 
 
 def _spin(seconds: float) -> float:
@@ -98,8 +99,12 @@ def _in_process() -> Iterator[dict]:
         yield _row("health", f"four tests and duplicates, {'AVX2' if avx2 else 'portable'}, raw in", "MB/s", rates)
 
 
-def rows() -> Iterator[dict]:
-    """Yields one dict a row: name, measure, value (median), unit, repeats, p20, p50, p80."""
+def run(quick: bool = False) -> list[dict]:
+    """All rows: measure, case, unit, repeats, p20, p50 and p80 in that unit; quick changes nothing, it takes half a minute."""
+    return list(_rows())
+
+
+def _rows() -> Iterator[dict]:
     yield from _in_process()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recording.bin"
@@ -117,8 +122,3 @@ def rows() -> Iterator[dict]:
     yield _row("entropy path", "sim: 4 Mbit/s, of its rate", "%", [r / 5e5 * 100 for r in rates])
     yield _row("entropy path", "sim: 4 Mbit/s, main thread's loss", "%", losses)
 
-
-if __name__ == "__main__":
-    for row in rows():
-        what = f"{row['name']:13} {row['measure']:48}"
-        print(f"{what} {row['value']:8.1f} {row['unit']:5} p20 {row['p20']:.1f} p80 {row['p80']:.1f}")

@@ -1,4 +1,4 @@
-"""The demo as a user runs it, with few steps; its choice of characters against exact counts; what it says of bad input."""
+"""The demo as a user runs it, with few steps; its choice of characters against exact counts; its words on bad input."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def check_outcome(done, report, table, png, label):
 
 
 def test_choose_has_exact_proportions():
-    """The words of each choice are counted at the borders of all Z places, which are the only words where it changes."""
+    """The words of each choice are counted at the borders of all Z places, the only words where it changes."""
     for weights in ([1], [1, 1], [1, 2, 1], [0, 3, 0, 5, 0], [2, 0, 0, 7, 4], [1, 15, 16]):
         total = sum(weights)
         borders = [-(-place * 2**64 // total) for place in range(total + 1)]

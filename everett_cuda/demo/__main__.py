@@ -22,7 +22,7 @@ TEMPERATURE = 0.8
 
 
 def run(uri: str, steps: int, folder: Path, seed: int, threads: int, console: Console) -> report.Report:
-    """The whole demo on the source that `uri` names; writes into `folder` and prints to `console`. Sets torch's threads.
+    """The whole demo on the source that `uri` names; writes into `folder`, prints to `console`, sets torch's threads.
 
     Raises EverettError (no source, a recording too short for the run, no matplotlib) or OSError (folder not writable),
     all of these before the training where they can be known. The source is closed in any case.

@@ -23,6 +23,6 @@ def check_recording(source: Source, keys: int, words: int) -> None:
     needed = raw_bytes_needed(keys + -(-8 * words // BLOCK_BYTES), source.status().raw_bytes_per_block)
     if recorded < needed:
         raise SourceExhausted(
-            f"{source.uri} is too short for this run: {recorded:,} bytes there, {needed:,} needed for {keys:,} keys and "
-            f"{words:,} direct words, and bits are never used twice. Give fewer --steps, or a longer recording."
+            f"{source.uri} is too short for this run: {recorded:,} bytes there, {needed:,} needed for {keys:,} keys "
+            f"and {words:,} direct words, and bits are never used twice. Give fewer --steps, or a longer recording."
         )

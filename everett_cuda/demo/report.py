@@ -126,7 +126,8 @@ def table(report: Report) -> Table:
 
 def print_lines(report: Report, console: Console) -> None:
     """The sampled lines, each with the number of direct bits that chose it, and the source's label once more."""
-    console.print(f"Sampled text, 64 direct (unexpanded) bits a character; source {report.label}:", highlight=False, soft_wrap=True)
+    title = f"Sampled text, 64 direct (unexpanded) bits a character; source {report.label}:"
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
     for line in report.lines:
         console.print(f"{line.bits:6,} bits | {line.text}", markup=False, highlight=False, soft_wrap=True)
 
@@ -163,14 +164,14 @@ def plot(report: Report, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     rows = (
-        ("torch", report.torch_losses, report.torch_held_out, "tab:blue", "o"),
-        ("everett_cuda", report.everett_losses, report.everett_held_out, "tab:orange", "D"),
+        ("torch", report.torch_losses, report.torch_held_out, "tab:blue", "o", 3.5),
+        ("everett_cuda", report.everett_losses, report.everett_held_out, "tab:orange", "D", 1.2),
     )
-    for name, losses, held_out, colour, marker in rows:
+    for name, losses, held_out, colour, marker, width in rows:  # torch's line is wide: ours lies on it
         window = min(SMOOTHED_STEPS, max(1, len(losses) // 4))
         smooth = np.convolve(losses, np.ones(window) / window, "valid")
         at = np.arange(len(smooth)) + (window + 1) / 2  # the middle of the steps that a mean is over, counted from 1
-        axes.plot(at, smooth, color=colour, label=f"{name}: training, mean over {window} steps")
+        axes.plot(at, smooth, color=colour, linewidth=width, label=f"{name}: training, mean over {window} steps")
         axes.plot(*zip(*held_out, strict=True), marker, color=colour, fillstyle="none", label=f"{name}: held out")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a character)")
@@ -178,5 +179,6 @@ def plot(report: Report, path: Path) -> None:
     axes.legend()
     axes.set_title(f"Character transformer, dropout p = {report.p:g}: torch beside everett_cuda", fontsize=12)
     uri = report.uri if len(report.uri) <= 60 else "..." + report.uri[-57:]
-    figure.suptitle(f"{report.label}     source {uri}", fontsize=11, color="tab:red" if "NOT" in report.label else "black")
+    colour = "tab:red" if "NOT QUANTUM" in report.label else "black"
+    figure.suptitle(f"{report.label}     source {uri}", fontsize=11, color=colour)
     figure.savefig(path)

@@ -57,7 +57,8 @@ def sample_line(model: torch.nn.Module, characters: str, source: Source, longest
     """One line of at most `longest` characters, each chosen by one direct word; a newline ends it.
 
     The model reads a newline first, and all but letters have weight 0 in the first place, so that there is a line of
-    text to see and not one of blanks or asterisks. Puts the model into eval mode. Raises what `Source.direct_words` raises; Starved after 60 s for a word.
+    text to see and not one of blanks or asterisks. Puts the model into eval mode. Raises what `Source.direct_words`
+    raises; Starved after 60 s for a word.
     """
     model.eval()
     newline = characters.index("\n")

@@ -22,7 +22,7 @@ HELD_OUT_BATCHES = 4
 
 @dataclass
 class Twin:
-    """One of the two models, and what its training measured: loss and seconds of each step, and (step, held-out loss)."""
+    """One of the two models, and what its training measured: loss and seconds of each step, (step, held-out loss)."""
 
     name: str
     model: nn.Module
@@ -67,7 +67,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def make_twins(text: Text, shape: Shape, seed: int) -> tuple[Twin, Twin]:
-    """(torch's, ours): the same weights from `seed`, the second with its dropouts converted. Seeds torch's generator."""
+    """(torch's, ours): the same weights from `seed`, the second one converted. Seeds torch's default generator."""
     torch.manual_seed(seed)
     model = CharacterTransformer(len(text.characters), shape).train()
     return Twin("torch", model), Twin("everett_cuda", convert(copy.deepcopy(model)))
@@ -83,8 +83,8 @@ def train(
 ) -> None:
     """Trains both twins on the same `steps` batches, taking turns in going first.
 
-    Held-out loss comes before the first step, after every eighth of the steps and at the end. on_step and on_held_out are
-    called with the number of steps done.
+    Held-out loss comes before the first step, after every eighth of the steps and at the end. on_step and on_held_out
+    are called with the number of steps done.
     """
     context = twins[0].model.shape.context
     batches = torch.Generator().manual_seed(seed)

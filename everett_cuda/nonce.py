@@ -32,6 +32,7 @@ keep_graph = _private("_C._autograd._get_current_graph_task_keep_graph")
 sequence_nr = _private("autograd._get_sequence_nr")
 dispatch_modes = _private("_C._len_torch_dispatch_stack")
 functorch_level = _private("_C._functorch.peek_interpreter_stack")
+is_legacy_batchedtensor = _private("_C._functorch.is_legacy_batchedtensor")
 forward_grad_enabled = _private("_C._is_fwd_grad_enabled")
 _run_backward_code = _private("autograd.graph._engine_run_backward").__code__
 _function_backward_code = _private("autograd.function.BackwardCFunction.apply").__code__

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from . import _C, keys
 from .errors import EverettError
-from .nonce import can_go_direct, dispatch_modes, graph_task_id, nonce_tensor
+from .nonce import can_go_direct, dispatch_modes, graph_task_id, is_legacy_batchedtensor, nonce_tensor
 
 STREAMS = {"chacha8": 0, "chacha12": 1, "chacha20": 2, "philox": 3}
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -246,8 +246,18 @@ def _eager(x, record: bytes, mask, residual):
     return _run(x, residual, record, mask)
 
 
+def _masked_in_old_vmap(grad, record, mask):
+    """The linear masked op by torch's own ops, for autograd.grad(is_grads_batched=True): its vmap is older than
+    functorch, calls no rule of a Function, and its tensors have no memory to show. Same values."""
+    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    scaled = _run(torch.ones(grad.shape, dtype=wide), None, _record_bytes(record), mask)
+    return torch.where(scaled != 0, grad.to(wide) * scaled, 0.0).to(grad.dtype)
+
+
 def _masked(x, record, mask, residual=None):
     """The masked op under a given record, by the cheapest way that is right for x and the modes in force."""
+    if is_legacy_batchedtensor(x):
+        return _masked_in_old_vmap(x, record, mask)
     if type(record) is bytes and _is_eager(x) and (residual is None or _is_eager(residual)):
         return _eager(x, record, mask, residual)
     return _Masked.apply(x, record, mask, residual)

@@ -134,8 +134,9 @@ def test_alpha_dropout_is_torchs_formula():
         assert torch.allclose(y.detach(), expected, rtol=tolerance, atol=tolerance)
         y.sum().backward()
         keep = torch.from_numpy(keepdrop.keep_mask(record, p, e))
-        assert torch.equal(x.grad, torch.where(keep, torch.tensor(a, dtype=torch.float32).to(dtype).item()
-                           if dtype != torch.float64 else a, 0.0).to(dtype))  # fmt: skip
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        scale = torch.where(keep, torch.tensor(a, dtype=wide), torch.tensor(0.0, dtype=wide)).to(dtype)
+        assert torch.allclose(x.grad, scale, rtol=tolerance, atol=0)
 
 
 def test_alpha_dropout_keeps_mean_and_variance():

@@ -33,7 +33,7 @@ def _into(record: bytes, x: torch.Tensor, y: torch.Tensor, stream: str, threads:
 def run(quick: bool = False) -> list[dict]:
     """All rows; quick: one dtype, few repeats."""
     result = []
-    repeats = 5 if quick else 15
+    repeats = 5 if quick else 11
     before = torch.get_num_threads()
     for threads in (before,) if quick else (1, 2):
         torch.set_num_threads(threads)

@@ -64,8 +64,9 @@ def facts() -> dict:
     }
 
 
-def interleave(cases: list[Case], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds a call of each case, `repeats` of them, the cases taking turns."""
+def interleave(cases: list[Case], repeats: int, warmup: int = 6) -> dict[str, list[float]]:
+    """Seconds a call of each case, `repeats` of them, the cases taking turns. A virtual machine takes the first touches of
+    huge pages from its host, ten times slower than later ones, so that a few warm-up calls are needed."""
     for case in cases:
         for _ in range(warmup):
             case.run()

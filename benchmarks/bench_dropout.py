@@ -63,7 +63,8 @@ def run(quick: bool = False) -> list[dict]:
                 x.grad = None
                 f(x, P).backward(grad)
 
-            cases = [Case("F.dropout", lambda both=both: both(F.dropout)), Case("ev.dropout", lambda both=both: both(ev.dropout))]
+            cases = [Case(name, lambda f=f, both=both: both(f)) for name, f in
+                     (("F.dropout", F.dropout), ("ev.dropout", ev.dropout))]  # fmt: skip
             result += rows("dropout", {"measure": "forward+backward", **group}, cases, repeats, rival="F.dropout")
 
             x = x.detach()

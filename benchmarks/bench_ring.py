@@ -100,7 +100,7 @@ def _in_process() -> Iterator[dict]:
 
 
 def run(quick: bool = False) -> list[dict]:
-    """All rows: measure, case, unit, repeats, p20, p50 and p80 in that unit; quick changes nothing, it takes half a minute."""
+    """All rows: measure, case, unit, repeats, p20, p50 and p80 in that unit; quick changes nothing."""
     return list(_rows())
 
 

@@ -287,7 +287,7 @@ class _Mix(torch.autograd.Function):
 def _refuse_strange(t: torch.Tensor, name: str) -> None:
     if t.layout is not torch.strided or t.is_nested:
         raise TypeError(
-            f"{name}: must be a dense strided tensor, got {'a nested one' if t.is_nested else t.layout}. Sparse: convert with "
+            f"{name}: must be a dense strided tensor, got {'a nested one' if t.is_nested else t.layout}. Sparse: take "
             f"{name}.to_dense(), or use its values; nested: use its values()."
         )
 

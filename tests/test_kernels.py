@@ -80,7 +80,7 @@ def _from_hex(text, dtype):
     return np.array([int(t, 16) for t in text.split()], f"<u{size}").view(STORAGE[dtype])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _values(dtype, n=LONGEST, seed=0):
     """n values without NaN: mostly random bit patterns, every fourth a special one."""
     size = np.dtype(STORAGE[dtype]).itemsize
@@ -512,7 +512,7 @@ def test_threads_do_not_change_bits(isa, dtype, p):
 P_OF_BERNOULLI = np.array([0.0, 2.0**-64, 2.0**-65, 1e-3, 0.1, 0.25, 0.5, 0.9, 1 - 2.0**-53, 1.0, 0.3])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _fill_expected(kind, dtype, generator, e, n):
     if kind == "bernoulli":
         keep = fill.bernoulli(RECORDS[2], _run(e, n), np.resize(P_OF_BERNOULLI, n), generator)

@@ -473,7 +473,7 @@ def test_functorch_derivatives():
 def test_hessian_asks_for_randomness_as_torchs_dropout_does():
     for dropout in (ev.dropout, torch.nn.functional.dropout):
         with pytest.raises(RuntimeError, match="randomness"):
-            torch.func.hessian(lambda v: (dropout(v) ** 2).sum())(torch.ones(4))
+            torch.func.hessian(lambda v, dropout=dropout: (dropout(v) ** 2).sum())(torch.ones(4))
 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])

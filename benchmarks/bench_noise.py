@@ -31,7 +31,7 @@ def run(quick: bool = False) -> list[dict]:
     rivals = {
         "words": [("numpy Philox", lambda: philox.bit_generator.random_raw(N // 2)), ("tensor.random_", words.random_)],
         "uniform": [("numpy Philox", lambda: philox.random(N, dtype=np.float32)), ("tensor.uniform_", values.uniform_)],
-        "normal": [("numpy Philox", lambda: philox.standard_normal(N, dtype=np.float32)), ("tensor.normal_", values.normal_)],
+        "normal": [("numpy Philox", lambda: philox.standard_normal(N, np.float32)), ("tensor.normal_", values.normal_)],
         "exponential": [("tensor.exponential_", values.exponential_)],
         "gumbel": [("-log(exponential_)", lambda: values.exponential_().log_().neg_())],
     }  # fmt: skip

@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--source", default="sim:seed=7", help="where keys come from; it does not change the speed")
     arguments = parser.parse_args()
     if arguments.device == "cuda":
-        print("bench-gpu: no GPU kernels to time yet; the CUDA module of this version checks the stream law", file=sys.stderr)
+        print("bench-gpu: no GPU kernels to time yet; this version's CUDA module checks the law", file=sys.stderr)
         return 2
     console = Console()
     for name in arguments.only or BENCHES:

@@ -138,7 +138,7 @@ class Source:
         if pipeline.flow == _C.Flow.stopped:
             raise StartupTestFailed(
                 f"{self._last_alarm()} in the start-up test of {pipeline.startup_bytes} raw bytes; nothing was handed "
-                f'out. Run "everett doctor {self.uri}"; open it again to repeat the test.'
+                "out. Check the device, then open it again to repeat the test."
             )
 
     def _pump(self) -> None:
@@ -249,8 +249,8 @@ class Source:
             return SourceError(f"{self.uri} is closed; open it again")
         if answer == _C.Take.alarm:
             return HealthAlarm(
-                f'{self._last_alarm()}; output stopped. Run "everett doctor {self.uri}"; reopen the source to repeat '
-                "the start-up test."
+                f"{self._last_alarm()}; output stopped. Check the device, then reopen the source to repeat the start-up "
+                "test."
             )
         counts = self._pipeline.counts
         unread = self.ring.unread

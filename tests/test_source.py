@@ -335,7 +335,7 @@ def test_permanent_alarm_stops_all_draws_until_reopened():
         out, error = take_all(opened)
         assert isinstance(error, HealthAlarm) and not isinstance(error, StartupTestFailed)
         assert "repetition count (bits) 121 reached cutoff 121 at byte" in str(error)
-        assert 'Run "everett doctor sim:seed=7,fault=stuck@100001"; reopen the source' in str(error)
+        assert "on sim:seed=7,fault=stuck@100001" in str(error) and "then reopen the source" in str(error)
         good = np.random.Philox(key=7).random_raw(100_352 // 8).tobytes()
         assert hashes(good[: 100_001 // 512 * 512 - 512]).startswith(out)
         with pytest.raises(HealthAlarm):

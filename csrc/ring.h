@@ -89,6 +89,7 @@ class Ring {
   uint64_t destroyed_ = 0;  // under `consumer`
   std::atomic<Take> end_{Take::ok};
   std::atomic<int> readers_waiting_{0}, writers_waiting_{0};
+  std::atomic<size_t> least_wanted_{SIZE_MAX};  // bytes; at most what any waiting reader wants
   std::unique_ptr<Locks> locks_{std::make_unique<Locks>()};
 };
 

@@ -98,6 +98,20 @@ EV_FN U shift_right_signed(U x) {
   return (U)((I)x >> R);
 }
 
+// Whether any lane of a or b is NaN.
+EV_FN bool any_nan(F a, F b) {
+#if EVERETT_ISA == 2
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q) != 0;
+#elif EVERETT_ISA == 1
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q)) != 0;
+#else
+  const I nan = (a != a) | (b != b);
+  i32 any = 0;
+  for (int i = 0; i < kLanes; i++) any |= nan[i];
+  return any != 0;
+#endif
+}
+
 EV_FN I less_signed(U x, U y) { return (I)x < (I)y; }
 
 }  // namespace everett

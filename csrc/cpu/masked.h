@@ -57,6 +57,12 @@ static void apply_fp64(const MaskedJob& job, const int16_t* keep, const double* 
   }
 }
 
+// The bf16 pattern of a number (not NaN) in the high half of its lane; the low half holds what rounding left.
+EV_FN U rounded_to_bf16(F x) {
+  const U bits = as_u32(x);
+  return bits + splat(0x7FFFu, U{}) + ((bits >> 16) & splat(1u, U{}));
+}
+
 // bf16 dropout by pairs: two elements share a 32-bit lane from load to store, so nothing is packed or unpacked.
 static void apply_bf16_dropout(const MaskedJob& job, const int16_t* keep, const u16* in, u16* out, i64 n) {
   const F scale = splat((float)job.scale, F{});
@@ -65,9 +71,12 @@ static void apply_bf16_dropout(const MaskedJob& job, const int16_t* keep, const 
     U v, mask;
     memcpy(&v, in + i, sizeof v);
     memcpy(&mask, keep + i, sizeof mask);
-    const U low = bf16_of<U>(as_f32(v << 16) * scale);
-    const U high = bf16_of<U>(as_f32(v & splat(0xFFFF0000u, U{})) * scale);
-    const U r = (low | (high << 16)) & mask;
+    const F low = as_f32(v << 16) * scale, high = as_f32(v & splat(0xFFFF0000u, U{})) * scale;
+    U r;
+    if (__builtin_expect(any_nan(low, high), 0))
+      r = (bf16_of<U>(low) | (bf16_of<U>(high) << 16)) & mask;
+    else
+      r = ((rounded_to_bf16(low) >> 16) | (rounded_to_bf16(high) & splat(0xFFFF0000u, U{}))) & mask;
     memcpy(out + i, &r, sizeof r);
   }
   if (i < n) apply<MaskedOp::dropout, Bf16>(job, keep + i, in + i, nullptr, out + i, n - i);

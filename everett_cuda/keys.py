@@ -70,15 +70,18 @@ def draw_record() -> bytes:
     return _draw_in_backward(keyring, nonce.address)
 
 
-def draw_dropout(*kernel) -> bytes:
+_kernel = _C.draw_dropout
+
+
+def draw_dropout(stream, p, type_, x, y, n, threads) -> bytes:
     """`draw_record` and a contiguous dropout kernel under that record in one call into C++; returns the record.
 
-    Only outside a backward. kernel: stream, p, type, address of x, address of y, number of elements, threads.
+    Only outside a backward. x, y: addresses; stream, type_: the kernels' numbers; n: elements.
     """
     keyring = _keyring or _open_from_environment()
     nonce = _nonce
     nonce.fill(-(2**63), None)
-    return _C.draw_dropout(keyring, nonce.address, is_inference(), *kernel)
+    return _kernel(keyring, nonce.address, is_inference(), stream, p, type_, x, y, n, threads)
 
 
 def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> bytes:

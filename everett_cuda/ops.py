@@ -19,6 +19,7 @@ from .nonce import can_go_direct, dispatch_modes, graph_task_id, is_legacy_batch
 
 STREAMS = {"chacha8": 0, "chacha12": 1, "chacha20": 2, "philox": 3}
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_empty_like = torch.empty_like
 _NO_RECORD = bytes(48)  # p = 0 and p = 1 decide without a draw
 _SERIAL_BELOW = 32768  # elements; a second thread costs more than it gives
 _COPY_BELOW = 4096  # elements of a strided gradient (an expanded sum); describing its strides to C++ costs 10 us
@@ -142,11 +143,10 @@ def _run(x: torch.Tensor, residual: torch.Tensor | None, record: bytes, mask: _M
 
 def _draw_and_run(x: torch.Tensor, mask: _Mask) -> tuple[torch.Tensor, bytes]:
     """(result, record) of a plain mask on a contiguous x, outside a backward: draw and kernel in one call into C++."""
-    y = torch.empty_like(x)
+    y = _empty_like(x)
     n = x.numel()
-    return y, keys.draw_dropout(
-        mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, 1 if n < _SERIAL_BELOW else _threads(n)
-    )
+    threads = 1 if n < _SERIAL_BELOW else _threads(n)
+    return y, keys.draw_dropout(mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, threads)
 
 
 def _memory_of(t: torch.Tensor) -> torch.Tensor:
@@ -211,7 +211,7 @@ class _EagerMasked(torch.autograd.Function):
     serves plain eager tensors, where a call must cost no more than F.dropout."""
 
     @staticmethod
-    def forward(ctx, x, record, mask, residual=None):
+    def forward(ctx, x, mask, record=None, residual=None):
         if record is None:
             y, record = _draw_and_run(x, mask)
         else:
@@ -242,7 +242,7 @@ def _is_eager(x: torch.Tensor) -> bool:
 
 def _eager(x, record: bytes, mask, residual):
     if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
-        return _eager_masked(x, record, mask) if residual is None else _eager_masked(x, record, mask, residual)
+        return _eager_masked(x, mask, record) if residual is None else _eager_masked(x, mask, record, residual)
     return _run(x, residual, record, mask)
 
 
@@ -354,7 +354,7 @@ def dropout(
     ):
         return _plain_dropout(x, mask if training else None, inplace)
     if x.requires_grad and torch.is_grad_enabled():
-        return _eager_masked(x, None, mask)
+        return _eager_masked(x, mask)
     return _draw_and_run(x, mask)[0]
 
 

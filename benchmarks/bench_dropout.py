@@ -63,8 +63,16 @@ def run(quick: bool = False) -> list[dict]:
                 x.grad = None
                 f(x, P).backward(grad)
 
+            kernel = _into(record, x, y, "chacha8", threads)
+            kernel_of_grad = _into(record, grad, y, "chacha8", threads)
+
+            def kernels(forward=kernel, backward=kernel_of_grad):
+                forward()
+                backward()
+
             cases = [Case(name, lambda f=f, both=both: both(f)) for name, f in
                      (("F.dropout", F.dropout), ("ev.dropout", ev.dropout))]  # fmt: skip
+            cases.append(Case("kernels chacha8", kernels))
             result += rows("dropout", {"measure": "forward+backward", **group}, cases, repeats, rival="F.dropout")
 
             x = x.detach()

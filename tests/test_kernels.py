@@ -614,3 +614,20 @@ def test_rejects_what_is_no_job():
     with pytest.raises(ValueError, match="32 bytes"):
         _C.derive_record(bytes(31), bytes(16))
     assert x.tolist() == [1, 1, 1, 1]
+
+
+def test_every_bf16_pattern_rounds_alike_in_every_instruction_set():
+    """Subnormals and NaNs take a way of their own where the CPU rounds to bf16 in one instruction."""
+    patterns = np.random.default_rng(1).permutation(65536).astype(np.uint16)
+    for p in (1 / 256, 0.1, 0.3, 0.5, 0.77, 0.999):
+        results = []
+        for isa in _C.instruction_sets():
+            _C.use_instruction_set(isa)
+            out = np.empty_like(patterns)
+            _C.dropout(_record(0), 0, p, DTYPES["bfloat16"], patterns.ctypes.data, out.ctypes.data, len(patterns), 0, 1)
+            results.append(out)
+        _C.use_instruction_set(_C.instruction_sets()[0])
+        expected = keepdrop.dropout(patterns, np.frombuffer(_record(0), np.uint32), p, np.arange(65536), "bfloat16")
+        nan = (patterns & 0x7FFF) > 0x7F80
+        assert np.array_equal(results[0][~nan], expected[~nan])
+        assert all(np.array_equal(results[0], r) for r in results[1:])

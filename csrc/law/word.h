@@ -28,7 +28,6 @@ EV_FN u32 rotl(u32 x) {
   return (x << R) | (x >> (32 - R));
 }
 
-EV_FN u64 mul_wide(u32 a, u32 b) { return (u64)a * b; }
 EV_FN u32 mul_hi(u32 a, u32 b) { return (u32)(((u64)a * b) >> 32); }
 
 // High 64 bits of a 64 x 64 product.

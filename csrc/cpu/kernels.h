@@ -1,20 +1,12 @@
 // The CPU kernels: what a job is, and the entry points that pick an instruction set and share the work among threads.
 #pragma once
 
-#include "cpu/layout.h"
 #include "law/keepdrop.h"
 #include "law/stream.h"
+#include "layout.h"
+#include "types.h"
 
 namespace everett {
-
-enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, u32 = 4 };
-
-constexpr int bytes_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 || t == DType::u32 ? 4 : 2; }
-
-// out = keep ? in * scale : 0                   (dropout)
-// out = (keep ? in * scale : 0) + extra         (dropout_add, one rounding at the end)
-// out = keep ? in * scale + shift : dropped     (affine: alpha dropout)
-enum class MaskedOp : int { dropout = 0, dropout_add = 1, affine = 2 };
 
 struct MaskedJob {
   MaskedOp op;
@@ -28,8 +20,6 @@ struct MaskedJob {
   void* out;
   Layout layout;
 };
-
-enum class Fill : int { words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5 };
 
 struct FillJob {
   Fill kind;

@@ -11,6 +11,10 @@
 namespace py = pybind11;
 using namespace everett;
 
+namespace everett {
+void bind_pool(py::module_& m);
+}
+
 namespace {
 
 py::bytes law(int generator, const py::bytes& record, u32 tag, u32 s, double p, int what, u64 first_block, u32 blocks,
@@ -96,4 +100,5 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("x_strides"), py::arg("extra_strides"), py::arg("out_strides"), py::arg("e_strides"), py::arg("e0"),
         py::arg("s"), py::arg("device"), py::arg("stream"),
         "The general form: any layout (strides in elements), any shard of a larger logical tensor.");
+  bind_pool(m);
 }

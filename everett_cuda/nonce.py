@@ -82,8 +82,8 @@ def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
     torch.compile: vmap's `randomness`, checkpoints' saved RNG states and fake tensors then hold by themselves.
 
     On a GPU these nonces are not the (seed, offset) of `CudaNonce`: the mask of a transformed call is another than that
-    of a plain one. Compiled code joins four draws of 32 bits: inductor's CPU randint has a 32-bit seed, and two 64-bit words drawn by
-    one call repeated 79 times in 768,000 nonces.
+    of a plain one. Compiled code joins four draws of 32 bits: inductor's CPU randint has a 32-bit seed, and two 64-bit
+    words drawn by one call repeated 79 times in 768,000 nonces.
     """
     refuse_device(torch.device(device))
     if is_compiling():

@@ -122,6 +122,14 @@ void bind_classes(py::module_& m) {
 
 void bind_pool(py::module_& m) {
   m.def("capture_id", &capture_id, py::arg("device"), py::arg("stream"), "Number of the capture in progress; 0: none");
+  m.def(
+      "direct_size",
+      [](int kind, int type, u64 n) {
+        const DirectCall call = direct_call(kind, type, 0, 0, n);
+        const u64 per = (u64)direct_words(call.kind, call.type);
+        return py::make_tuple(words_of(call) / per, per);
+      },
+      py::arg("kind"), py::arg("type"), py::arg("n"), "(granules, 64-bit words in each) of n values");
   bind_classes(m);
 }
 

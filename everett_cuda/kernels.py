@@ -192,7 +192,7 @@ def of_tensor(x: torch.Tensor):
 def of_device(device: torch.device):
     """As `of_tensor`; "cuda" without an index is the current GPU."""
     if device.type == "cpu":
-        return CPU
+        return _by_index[-1]
     if device.type != "cuda":
         raise EverettError(f"device: kernels run on a CPU or an NVIDIA GPU, not on {device}. Draw there and move it.")
     from . import kernels_cuda  # here, so that CPU programs never import it

@@ -50,6 +50,8 @@ class DirectPool:
         if self._module.capture_id(self._index, stream):
             return self._capture(arguments, stream)
         source = _current_source()
+        if source.ring.forked:  # words that are here already are the parent's too
+            raise source.error_for(_C.Take.forked, 8 * out.numel())
         granules, words = self._module.direct_size(kind, type_, out.numel())
         done = 0
         with self._lock:

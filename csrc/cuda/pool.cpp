@@ -34,6 +34,7 @@ void Pool::submit(u64 words) {
     slab.staging.seal(side_);
   } catch (...) {
     slab.staging.drop();
+    cudaMemsetAsync(slab.words, 0, words * sizeof(u64), side_);  // part of them may be on their way
     throw;
   }
   slab.filled = words, slab.taken = 0;

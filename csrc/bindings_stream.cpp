@@ -1,6 +1,7 @@
 // Python names and argument checks of the CPU kernels. Tensors come as addresses, so that torch is not linked.
 #include <pybind11/pybind11.h>
 
+#include "bindings_stream.h"
 #include "cpu/kernels.h"
 #include "parallel.h"
 
@@ -8,21 +9,6 @@ namespace py = pybind11;
 
 namespace everett {
 namespace {
-
-Stream stream_of(py::bytes record, u32 tag, u32 s) {
-  char* data;
-  Py_ssize_t n;
-  if (PyBytes_AsStringAndSize(record.ptr(), &data, &n) != 0 || n != sizeof(Subkey))
-    throw py::value_error("a subkey record is 48 bytes");
-  Stream t{{}, tag, s};
-  memcpy(&t.subkey, data, sizeof(Subkey));
-  return t;
-}
-
-Generator generator_named(int g) {
-  if (g < kChaCha8 || g > kPhilox) throw py::value_error("generator is 0 ChaCha8, 1 ChaCha12, 2 ChaCha20 or 3 Philox");
-  return static_cast<Generator>(g);
-}
 
 void dims_into(const py::tuple& from, int dims, i64* to, const char* what) {
   if ((int)py::len(from) != dims) throw py::value_error(std::string(what) + " must have one number a dimension");
@@ -48,13 +34,6 @@ Layout flat(i64 n, u64 e0) {
   l.size[0] = n;
   l.e0 = e0;
   return l;
-}
-
-template <class Run>
-void without_gil(i64 n, Run run) {
-  if (n < kReleaseGil) return run();
-  py::gil_scoped_release release;
-  run();
 }
 
 MaskedJob masked_job(MaskedOp op, const py::bytes& record, int generator, double p, int type, u32 s, u64 in, u64 extra,

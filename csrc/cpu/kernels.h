@@ -41,12 +41,44 @@ struct FillJob {
   Layout layout;
 };
 
+// Contiguous rows of `columns` elements: v = in + bias (one row of it, or null), and then
+//   bias_dropout_add     out = (keep ? v * scale : 0) + extra
+//   gelu_erf, gelu_tanh  out = keep ? gelu(v) * scale : 0
+//   ..._backward         out = keep ? extra * scale * gelu'(v) : 0, extra being the incoming gradient
+// all in fp32 (so fp64 is not served), rounded once.
+enum class FusedOp : int {
+  bias_dropout_add = 0, gelu_erf = 1, gelu_tanh = 2, gelu_erf_backward = 3, gelu_tanh_backward = 4
+};
+
+struct FusedJob : MaskedJob {  // layout: one dimension, all elements
+  FusedOp fused;
+  const void* bias;
+  i64 columns;
+};
+
+// Contiguous: out = in + sigma * normal, or fp32 `in` rounded stochastically to `type`.
+enum class PerturbOp : int { add_noise = 0, stochastic_round = 1 };
+
+struct PerturbJob {
+  PerturbOp op;
+  DType type;
+  Generator generator;
+  Stream stream;
+  double sigma;
+  const void* in;
+  void* out;
+  i64 n;
+  u64 e0;
+};
+
 // Below this many elements a kernel ends sooner than another thread could take Python's GIL.
 constexpr i64 kReleaseGil = 1 << 14;
 
 // Runs the job on up to `threads` threads. The bits depend on neither the threads nor the instruction set.
 void run_masked(const MaskedJob& job, int threads);
 void run_fill(const FillJob& job, int threads);
+void run_fused(const FusedJob& job, int threads);
+void run_perturb(const PerturbJob& job, int threads);
 
 // The instruction sets this CPU can run, best first, and the one in use ("avx512", "avx2", "portable").
 const char* instruction_set();
@@ -58,6 +90,8 @@ struct Kernels {
   const char* name;
   void (*masked)(const MaskedJob&, i64 begin, i64 end);
   void (*fill)(const FillJob&, i64 begin, i64 end);
+  void (*fused)(const FusedJob&, i64 begin, i64 end);
+  void (*perturb)(const PerturbJob&, i64 begin, i64 end);
 };
 extern const Kernels kPortable;
 #if defined(__x86_64__)

@@ -4,7 +4,7 @@
 // x = |v|/sqrt 2 (the shape of Abramowitz and Stegun 7.1.26, with nine terms). `tanh` form (Hendrycks and Gimpel 2016):
 // Phi(v) ~ 1/(1 + exp(-2u)), u = sqrt(2/pi) (v + 0.044715 v^3). Conventions and measurement as in convert.h; numpy's twin
 // is everett_cuda/reference/gelu.py. Greatest error against exact arithmetic, |v| <= 12 (tests/test_gelu.py):
-//   erf form 2.0e-7 |v|, its slope 2.1e-7; tanh form 1.5e-7 |v| of its own formula, its slope 2.0e-7
+//   erf form 2.2e-7 |v|, its slope 2.1e-7; tanh form 1.5e-7 |v| of its own formula, its slope 2.0e-7
 #pragma once
 
 #include "law/convert.h"

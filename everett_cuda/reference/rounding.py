@@ -17,10 +17,9 @@ def stochastic_round(values, draws, dtype):
     """
     values = np.asarray(values, np.float32)
     draws = np.asarray(draws, np.uint32)
-    magnitude = np.abs(values).astype(np.float64)
     sign = np.signbit(values).astype(np.uint16) << np.uint16(15)
     finite = np.isfinite(values)
-    safe = np.where(finite, magnitude, 0.0)
+    safe = np.abs(np.where(finite, values, np.float32(0))).astype(np.float64)
     if dtype == "bfloat16":
         lower = (np.abs(np.where(finite, values, np.float32(0))).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
         below = from_bf16(lower).astype(np.float64)
@@ -36,8 +35,9 @@ def stochastic_round(values, draws, dtype):
         below, above = np.where(over, 0.0, below), np.where(over, 0.0, above)
         with np.errstate(over="ignore"):
             lower = np.where(over, np.inf, below).astype(np.float16).view(np.uint16)
-            quiet = np.uint16(0x200) * np.isnan(values).astype(np.uint16)
-            passed = np.abs(values).astype(np.float16).view(np.uint16) | sign | quiet
+        # Not finite: Inf, or NaN with the top of its payload.
+        payload = (values.view(np.uint32) >> np.uint32(13) & np.uint32(0x3FF)).astype(np.uint16)
+        passed = sign | np.where(np.isnan(values), payload | np.uint16(0x7E00), np.uint16(0x7C00))
     gap = np.where(above > below, above - below, 1.0)
     share = np.where(above > below, (safe - below) / gap, 0.0)
     bits = _bits_of_share(values, dtype)

@@ -1,20 +1,12 @@
 // The CPU kernels: what a job is, and the entry points that pick an instruction set and share the work among threads.
 #pragma once
 
-#include "cpu/layout.h"
 #include "law/keepdrop.h"
 #include "law/stream.h"
+#include "layout.h"
+#include "types.h"
 
 namespace everett {
-
-enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, u32 = 4 };
-
-constexpr int bytes_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 || t == DType::u32 ? 4 : 2; }
-
-// out = keep ? in * scale : 0                   (dropout)
-// out = (keep ? in * scale : 0) + extra         (dropout_add, one rounding at the end)
-// out = keep ? in * scale + shift : dropped     (affine: alpha dropout)
-enum class MaskedOp : int { dropout = 0, dropout_add = 1, affine = 2 };
 
 struct MaskedJob {
   MaskedOp op;
@@ -29,8 +21,6 @@ struct MaskedJob {
   Layout layout;
 };
 
-enum class Fill : int { words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5 };
-
 struct FillJob {
   Fill kind;
   DType type;
@@ -41,23 +31,11 @@ struct FillJob {
   Layout layout;
 };
 
-// Contiguous rows of `columns` elements: v = in + bias (one row of it, or null), and then
-//   bias_dropout_add     out = (keep ? v * scale : 0) + extra
-//   gelu_erf, gelu_tanh  out = keep ? gelu(v) * scale : 0
-//   ..._backward         out = keep ? extra * scale * gelu'(v) : 0, extra being the incoming gradient
-// all in fp32 (so fp64 is not served), rounded once.
-enum class FusedOp : int {
-  bias_dropout_add = 0, gelu_erf = 1, gelu_tanh = 2, gelu_erf_backward = 3, gelu_tanh_backward = 4
-};
-
 struct FusedJob : MaskedJob {  // layout: one dimension, all elements
   FusedOp fused;
   const void* bias;
   i64 columns;
 };
-
-// Contiguous: out = in + sigma * normal, or fp32 `in` rounded stochastically to `type`.
-enum class PerturbOp : int { add_noise = 0, stochastic_round = 1 };
 
 struct PerturbJob {
   PerturbOp op;

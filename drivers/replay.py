@@ -95,7 +95,7 @@ class ReplayDriver(Driver):
         except SourceError as error:
             return [Finding("recording", "fail", str(error))]
         try:
-            about = "; ".join(f"{k}: {v}" for k, v in driver.details.items()) or "no sidecar, so nothing says what it is"
+            about = "matches the recording" if driver.details else "there is none, so nothing says what was recorded"
             return [
                 Finding("recording", "ok", f"{driver.recorded_bytes:,} bytes"),
                 Finding("sidecar", "ok" if driver.details else "note", about),

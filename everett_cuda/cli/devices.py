@@ -20,10 +20,10 @@ def devices(
     elif rows:
         _print_table(rows)
     else:
-        typer.echo("no device is attached; looked for:" if looked_for else "no device is attached: no driver of one is installed")
+        typer.echo("no device is attached" + ("; looked for:" if looked_for else ": no driver of one is installed"))
         for line in looked_for:
             typer.echo(f"  {line}")
-        typer.echo("Connect one, or run `everett doctor URI` on the one you expect. Without a device: replay:FILE, sim:seed=7.")
+        typer.echo("Connect one, or run `everett doctor URI` on the one you expect. Without one: replay:FILE, sim:seed=7.")
     if not rows:
         raise typer.Exit(ExitCode.NO_DEVICE)
 

@@ -17,7 +17,6 @@ from ..errors import EverettError
 from .output import ExitCode, exit_code_of, print_json, rate_text
 
 if TYPE_CHECKING:
-    from ..source import Source
     from ..source_status import SourceStatus
     from .tap import Histogram
 
@@ -154,7 +153,7 @@ def _histogram_text(histogram: dict) -> str:
     width = 256 // _COLUMNS
     mean = histogram["bytes"] / _COLUMNS
     sums = [sum(counts[i : i + width]) for i in range(0, 256, width)]
-    bars = "".join(_BARS[min(len(_BARS) - 1, int(4 * n / mean))] for n in sums)
+    bars = "".join(_BARS[min(len(_BARS) - 1, int(4 * n / mean + 0.5))] for n in sums)
     return (
         f"{bars}\nvalues 0 to 255 of {histogram['bytes']:,} bytes; 1 bits {histogram['ones_fraction']:.2%}; most frequent "
         f"{histogram['most_frequent']:#04x}, {histogram['most_frequent_fraction']:.3%} (even: {1 / 256:.3%})"

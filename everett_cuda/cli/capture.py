@@ -17,8 +17,10 @@ from .output import WrongUsage, print_error, rate_text
 
 
 def capture(
-    uri: Annotated[str, typer.Argument(help="The source, such as quantis-usb: or auto.")],
-    file: Annotated[Path, typer.Argument(help="The recording; it must not exist. FILE.json will be its sidecar.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="The source, such as quantis-usb: or auto.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The recording; it must not exist. FILE.json will be its sidecar.")
+    ],
     size: Annotated[str, typer.Option("--bytes", metavar="N", help="How many: 1000000, 64KiB, 1MiB, ...")],
 ) -> None:
     """Record raw bytes of a device to a file, with a sidecar that says where they are from.

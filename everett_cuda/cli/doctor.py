@@ -9,7 +9,7 @@ from .output import ExitCode, print_json
 
 
 def doctor(
-    uri: Annotated[str, typer.Argument(help="The source; auto is the first local quantum device.")] = "auto",
+    uri: Annotated[str, typer.Argument(metavar="URI", help="The source; auto is the first local quantum device.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long the rate is measured.")] = 3.0,
     install_udev: Annotated[

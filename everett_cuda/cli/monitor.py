@@ -27,7 +27,7 @@ _COLUMNS = 64
 
 
 def monitor(
-    uri: Annotated[str, typer.Argument(help="The source; auto is the first local quantum device.")] = "auto",
+    uri: Annotated[str, typer.Argument(metavar="URI", help="The source; auto is the first local quantum device.")] = "auto",
     once: Annotated[bool, typer.Option("--once", help="One measurement, then leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a line for each measurement.")] = False,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long one measurement lasts.")] = 1.0,

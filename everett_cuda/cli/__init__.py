@@ -21,6 +21,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # `everett devices | head`: typer leaves quietly
+            raise
         except (EverettError, OSError) as error:
             print_error(str(error))
             raise typer.Exit(exit_code_of(error)) from None

@@ -97,7 +97,10 @@ def test_systemd_accepts_the_units(tmp_path):
         # systemd asks whether the command exists; everett need not be in /usr/bin here.
         (tmp_path / unit).write_text(text.replace("ExecStart=everett ", "ExecStart=/bin/echo "))
     done = subprocess.run(
-        ["systemd-analyze", "verify", *(str(tmp_path / u) for u in install.UNITS)], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "verify", *(str(tmp_path / u) for u in install.UNITS)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
 

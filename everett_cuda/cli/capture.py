@@ -13,7 +13,7 @@ import typer
 from ..drivers import open_driver, parse_uri
 from ..drivers.uri import parse_size
 from ..source_status import label
-from .output import WrongUsage, print_error, rate_text
+from .output import WrongUsage, print_error, printable, rate_text
 
 
 def capture(
@@ -41,13 +41,13 @@ def capture(
             print_error(f"nothing was kept: {recording.bytes:,} of {wanted:,} bytes had been recorded")
             raise
     serial = f", serial {sidecar.serial}" if sidecar.serial else ""
-    typer.echo(f"recorded  {sidecar.bytes:,} bytes of {sidecar.device}{serial}: {label(sidecar.kind)}")
+    typer.echo(printable(f"recorded  {sidecar.bytes:,} bytes of {sidecar.device}{serial}: {label(sidecar.kind)}"))
     if sidecar.gaps:
         shown = ", ".join(map(str, sidecar.gaps[:5])) + (", ..." if len(sidecar.gaps) > 5 else "")
         typer.echo(f"gaps      {len(sidecar.gaps)}: bytes of the device were lost before byte {shown}")
     typer.echo(f"rate      {rate_text(recording.rate_bytes_per_s)}")
     typer.echo(f"SHA-256   {sidecar.sha256}")
-    typer.echo(f"wrote     {file} and {path_of(file)}")
+    typer.echo(printable(f"wrote     {file} and {path_of(file)}"))
 
 
 def _size(text: str) -> int:

@@ -6,7 +6,7 @@ import typer
 
 from ..drivers import Attached, attached, driver_of, parse_uri
 from ..source_status import label
-from .output import ExitCode, print_json, rate_text
+from .output import ExitCode, print_json, printable, rate_text
 
 
 def devices(
@@ -59,5 +59,5 @@ def _print_table(rows: list[dict]) -> None:
             f"{row['min_entropy']:g} of 8 ({row['min_entropy_origin']})",
             row["state"],
         )
-        table.add_row(*(Text(cell) for cell in cells))  # as text: what a device calls itself is no markup
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: what a device calls itself is no markup
     Console().print(table)

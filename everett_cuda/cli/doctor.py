@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ..drivers import Finding
-from .output import ExitCode, print_json
+from .output import ExitCode, print_json, printable
 
 
 def doctor(
@@ -35,8 +35,8 @@ def doctor(
         if report.estimates:
             _print_estimates(report.estimates)
         bad = report.exit_code != ExitCode.OK
-        typer.echo(typer.style(f"verdict: {report.verdict}", fg="red" if bad else "green", bold=True))
-        typer.echo(f"next:    {report.next_step}")
+        typer.echo(typer.style(f"verdict: {printable(report.verdict)}", fg="red" if bad else "green", bold=True))
+        typer.echo(f"next:    {printable(report.next_step)}")
     if report.exit_code != ExitCode.OK:
         raise typer.Exit(report.exit_code)
 
@@ -47,12 +47,12 @@ def _ignore(finding: Finding) -> None:
 
 def _show(finding: Finding) -> None:
     colour = {"ok": "green", "note": "yellow", "fail": "red"}[finding.verdict]
-    lines = finding.text.splitlines() or [""]
-    typer.echo(f"{typer.style(f'{finding.verdict:4}', fg=colour)} {finding.check:15} {lines[0]}")
+    lines = printable(finding.text).splitlines() or [""]
+    typer.echo(f"{typer.style(f'{finding.verdict:4}', fg=colour)} {printable(finding.check):15} {lines[0]}")
     for line in lines[1:]:
         typer.echo(f"{'':20} {line}")
     if finding.next_step and finding.verdict != "ok":
-        typer.echo(f"{'':20} next: {finding.next_step}")
+        typer.echo(f"{'':20} next: {printable(finding.next_step)}")
 
 
 def _print_estimates(estimates: dict[str, float]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import EverettError
-from .output import ExitCode, exit_code_of, print_json, rate_text
+from .output import ExitCode, exit_code_of, print_json, printable, rate_text
 
 if TYPE_CHECKING:
     from ..source_status import SourceStatus
@@ -141,7 +141,7 @@ def _table(s: dict):
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
         style = "bold red" if (name == "health" and s["alarms"]) or (name == "state" and s["failure"]) else ""
-        table.add_row(Text(name, style="dim"), Text(text, style=style))
+        table.add_row(Text(printable(name), style="dim"), Text(printable(text), style=style))
     return table
 
 

@@ -34,9 +34,14 @@ def exit_code_of(error: Exception) -> ExitCode:
     return ExitCode.ALARM if isinstance(error, (HealthAlarm, DeviceFault)) else ExitCode.BAD
 
 
+def printable(text: str) -> str:
+    """`text` with its control characters spelled out: what a device or a file calls itself must not steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def print_error(message: str) -> None:
     """One block on stderr; its lines are not wrapped, so that they can be searched for and copied."""
-    typer.echo(typer.style("error: ", fg="red", bold=True) + message.replace("\n", "\n  "), err=True)
+    typer.echo(typer.style("error: ", fg="red", bold=True) + printable(message).replace("\n", "\n  "), err=True)
 
 
 def print_json(value: object, indent: int | None = 2) -> None:

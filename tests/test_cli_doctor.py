@@ -77,6 +77,8 @@ def test_bytes_that_a_tap_saw_are_destroyed(monkeypatch):
             assert source.ring.discard(1 << 16, 1.0)
     assert bytes(sample.raw) == open_driver("sim:seed=7").bytes_at(0, 30_000).tobytes()
     assert source.ring.all_zero()
+    sample.destroy()
+    assert bytes(sample.raw) == bytes(30_000)
 
 
 def test_bits_of_devices_that_make_the_low_bit_first_are_estimated_in_that_order(tmp_path):

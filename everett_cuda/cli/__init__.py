@@ -27,7 +27,7 @@ class _Commands(TyperGroup):
             print_error(str(error))
             raise typer.Exit(exit_code_of(error)) from None
         except KeyboardInterrupt:
-            print_error("stopped")
+            typer.echo("stopped", err=True)
             raise typer.Exit(130) from None
 
 

@@ -28,10 +28,14 @@ def doctor(
         return
     from .examination import examine
 
-    report = examine(uri, seconds, _ignore if as_json else _show)
     if as_json:
+        report = examine(uri, seconds, lambda finding: None)
         print_json(report.to_json())
     else:
+        from rich.console import Console
+
+        with Console().status("measuring and estimating: about half a minute"):
+            report = examine(uri, seconds, _show)
         if report.estimates:
             _print_estimates(report.estimates)
         bad = report.exit_code != ExitCode.OK
@@ -39,10 +43,6 @@ def doctor(
         typer.echo(f"next:    {printable(report.next_step)}")
     if report.exit_code != ExitCode.OK:
         raise typer.Exit(report.exit_code)
-
-
-def _ignore(finding: Finding) -> None:
-    pass
 
 
 def _show(finding: Finding) -> None:
@@ -56,7 +56,7 @@ def _show(finding: Finding) -> None:
 
 
 def _print_estimates(estimates: dict[str, float]) -> None:
-    """The estimators of SP 800-90B 6.3, the lowest first, four a line."""
+    """The estimators of SP 800-90B 6.3, the lowest first, three a line."""
     typer.echo("     estimates, bits a byte:")
     cells = [f"{value:.3f} {name}" for name, value in sorted(estimates.items(), key=lambda e: e[1])]
     for i in range(0, len(cells), 3):

@@ -38,6 +38,10 @@ class Sample:
     def __call__(self, raw: memoryview) -> None:
         self.raw += raw[: SAMPLES - len(self.raw)]
 
+    def destroy(self) -> None:
+        """Overwrites it."""
+        self.raw[:] = bytes(len(self.raw))
+
     @property
     def full(self) -> bool:
         return len(self.raw) >= SAMPLES

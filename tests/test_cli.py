@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import everett, everett_process
+from sidecars import sidecar_of
 
 import everett_cuda as ev
 
@@ -168,3 +170,26 @@ def test_a_stopped_capture_leaves_no_file(number, code, tmp_path):
     _, said = process.communicate(timeout=20)
     assert process.returncode == code and "nothing was kept" in said
     assert not list(tmp_path.iterdir())
+
+
+# --- documentation ---
+
+
+def test_the_documentation_names_every_option_and_json_field():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    for command in ("devices", "doctor", "monitor", "capture", "version"):
+        assert f"\n## {command}\n" in text
+        options = set(re.findall(r"--[a-z][a-z-]+", everett(command, "--help").stdout)) - {"--help"}
+        assert options and not [o for o in options if o not in text]
+    documents = [
+        json.loads(everett(*words, "--json").stdout)
+        for words in (
+            ["devices"],
+            ["doctor", "nope:x"],
+            ["version"],
+            ["monitor", "sim:seed=1", "--once", "--seconds", "0.1"],
+        )
+    ]
+    documents += [documents[1]["min_entropy"], documents[3]["histogram"], json.loads(sidecar_of(b"").to_json())]
+    fields = {name for document in documents for name in document}
+    assert not [name for name in fields if f"`{name}`" not in text]

@@ -1,7 +1,7 @@
 """Builds `everett_cuda._C` (CPU, always) and `everett_cuda._cuda` (where nvcc is found). Neither needs torch.
 
 The CPU kernels are compiled once per instruction set from the same source; only the flags below differ, and the
-choice between them is made at run time. EVERETT_CUDA_ARCHS ("80;90") names the GPU targets; the last one also goes
+choice between them is made at run time. EVERETT_CUDA_ARCHS ("80;90;100") names the GPU targets; the last one also goes
 in as PTX. EVERETT_NO_CUDA=1 skips the CUDA module.
 """
 
@@ -78,7 +78,7 @@ class BuildExt(build_ext):
         super().build_extension(ext)
 
     def _nvcc_command(self, source, obj):
-        archs = os.environ.get("EVERETT_CUDA_ARCHS", "80;90").split(";")
+        archs = os.environ.get("EVERETT_CUDA_ARCHS", "80;90;100").split(";")
         gencode = [f for a in archs for f in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
         gencode += ["-gencode", f"arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
         return [

@@ -1,6 +1,8 @@
 // Python names and argument checks of the CPU kernels. Tensors come as addresses, so that torch is not linked.
 #include <pybind11/pybind11.h>
 
+#include "bindings_layout.h"
+#include "bindings_stream.h"
 #include "cpu/kernels.h"
 #include "parallel.h"
 
@@ -9,52 +11,11 @@ namespace py = pybind11;
 namespace everett {
 namespace {
 
-Stream stream_of(py::bytes record, u32 tag, u32 s) {
-  char* data;
-  Py_ssize_t n;
-  if (PyBytes_AsStringAndSize(record.ptr(), &data, &n) != 0 || n != sizeof(Subkey))
-    throw py::value_error("a subkey record is 48 bytes");
-  Stream t{{}, tag, s};
-  memcpy(&t.subkey, data, sizeof(Subkey));
-  return t;
-}
-
-Generator generator_named(int g) {
-  if (g < kChaCha8 || g > kPhilox) throw py::value_error("generator is 0 ChaCha8, 1 ChaCha12, 2 ChaCha20 or 3 Philox");
-  return static_cast<Generator>(g);
-}
-
-void dims_into(const py::tuple& from, int dims, i64* to, const char* what) {
-  if ((int)py::len(from) != dims) throw py::value_error(std::string(what) + " must have one number a dimension");
-  for (int d = 0; d < dims; d++) to[d] = from[d].cast<i64>();
-}
-
-Layout layout_of(const py::tuple& size, const py::tuple& in, const py::tuple& extra, const py::tuple& out,
-                 const py::tuple& e, u64 e0) {
-  Layout l;
-  l.dims = (int)py::len(size);
-  l.e0 = e0;
-  if (l.dims < 1 || l.dims > kMaxDims) throw py::value_error("a layout has 1 to 16 dimensions");
-  dims_into(size, l.dims, l.size, "size");
-  dims_into(in, l.dims, l.in, "in");
-  dims_into(extra, l.dims, l.extra, "extra");
-  dims_into(out, l.dims, l.out, "out");
-  dims_into(e, l.dims, l.e, "e");
-  return l;
-}
-
 Layout flat(i64 n, u64 e0) {
   Layout l;
   l.size[0] = n;
   l.e0 = e0;
   return l;
-}
-
-template <class Run>
-void without_gil(i64 n, Run run) {
-  if (n < kReleaseGil) return run();
-  py::gil_scoped_release release;
-  run();
 }
 
 MaskedJob masked_job(MaskedOp op, const py::bytes& record, int generator, double p, int type, u32 s, u64 in, u64 extra,

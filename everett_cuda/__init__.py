@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Where each public name lives.
+# Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
     "errors": (
         "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "ReplayMiss", "SourceError",
         "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
+    "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "keys": ("configure", "set_freshness", "step"),
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "randn", "random_words"),
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         Starved,
         UnknownScheme,
     )
+    from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
     from .keys import configure, set_freshness, step
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, randn, random_words

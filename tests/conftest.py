@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import emulation
 import numpy as np
 import pytest
 from devices import lamp
@@ -19,6 +20,14 @@ def shared_data():
     if not path.is_dir():
         pytest.skip(f"recorded data not found at {path}; set EVERETT_SHARED_DATA to its folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def emulated():
+    """The CUDA module compiled for the CPU (tests/emulation), with its `control` functions: kernels take CPU addresses."""
+    if emulation.compiler() is None:
+        pytest.skip("no C++ compiler (g++, or CXX) to compile the CUDA kernels for the CPU")
+    return emulation.load()
 
 
 @pytest.fixture

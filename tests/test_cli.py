@@ -52,6 +52,8 @@ def test_every_public_name_is_the_one_that_type_checkers_see():
     block = next(n for n in tree.body if isinstance(n, ast.If))
     seen = {(a.name, n.module) for n in block.body for a in n.names}
     assert seen == {(name, module) for name, module in ev._HOME.items()} | {("nn", None)}
+    modules = {path.stem for path in (ROOT / "everett_cuda").iterdir()}
+    assert not modules & set(ev._HOME), "importing the module would replace the name"
     for name, module in ev._HOME.items():
         assert getattr(ev, name) is getattr(sys.modules[f"everett_cuda.{module}"], name)
 

@@ -1,20 +1,12 @@
 // The CPU kernels: what a job is, and the entry points that pick an instruction set and share the work among threads.
 #pragma once
 
-#include "cpu/layout.h"
 #include "law/keepdrop.h"
 #include "law/stream.h"
+#include "layout.h"
+#include "types.h"
 
 namespace everett {
-
-enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, u32 = 4 };
-
-constexpr int bytes_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 || t == DType::u32 ? 4 : 2; }
-
-// out = keep ? in * scale : 0                   (dropout)
-// out = (keep ? in * scale : 0) + extra         (dropout_add, one rounding at the end)
-// out = keep ? in * scale + shift : dropped     (affine: alpha dropout)
-enum class MaskedOp : int { dropout = 0, dropout_add = 1, affine = 2 };
 
 struct MaskedJob {
   MaskedOp op;
@@ -29,8 +21,6 @@ struct MaskedJob {
   Layout layout;
 };
 
-enum class Fill : int { words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5 };
-
 struct FillJob {
   Fill kind;
   DType type;
@@ -41,12 +31,32 @@ struct FillJob {
   Layout layout;
 };
 
+struct FusedJob : MaskedJob {  // layout: one dimension, all elements
+  FusedOp fused;
+  const void* bias;
+  i64 columns;
+};
+
+struct PerturbJob {
+  PerturbOp op;
+  DType type;
+  Generator generator;
+  Stream stream;
+  double sigma;
+  const void* in;
+  void* out;
+  i64 n;
+  u64 e0;
+};
+
 // Below this many elements a kernel ends sooner than another thread could take Python's GIL.
 constexpr i64 kReleaseGil = 1 << 14;
 
 // Runs the job on up to `threads` threads. The bits depend on neither the threads nor the instruction set.
 void run_masked(const MaskedJob& job, int threads);
 void run_fill(const FillJob& job, int threads);
+void run_fused(const FusedJob& job, int threads);
+void run_perturb(const PerturbJob& job, int threads);
 
 // The instruction sets this CPU can run, best first, and the one in use ("avx512", "avx2", "portable").
 const char* instruction_set();
@@ -58,6 +68,8 @@ struct Kernels {
   const char* name;
   void (*masked)(const MaskedJob&, i64 begin, i64 end);
   void (*fill)(const FillJob&, i64 begin, i64 end);
+  void (*fused)(const FusedJob&, i64 begin, i64 end);
+  void (*perturb)(const PerturbJob&, i64 begin, i64 end);
 };
 extern const Kernels kPortable;
 #if defined(__x86_64__)

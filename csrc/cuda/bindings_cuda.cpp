@@ -1,37 +1,85 @@
 // The Python names of the CUDA module: names and checks only. It imports on machines without a GPU or a driver.
+//
+// Tensors come as device addresses, streams as handles. No call waits for the GPU but `law`, so none lets go of the GIL.
 #include <pybind11/pybind11.h>
 
+#include "bindings_layout.h"
+#include "cuda/launch.h"
 #include "cuda/law_check.h"
+#include "cuda/masked.h"
 
 namespace py = pybind11;
 using namespace everett;
 
 namespace {
 
-py::bytes law(int generator, const std::string& record, u32 tag, u32 s, double p, int what, u64 first_block, u32 blocks,
+py::bytes law(int generator, const py::bytes& record, u32 tag, u32 s, double p, int what, u64 first_block, u32 blocks,
               u64 stream) {
-  if (record.size() != sizeof(Subkey)) throw py::value_error("a subkey record is 48 bytes");
-  if (generator < kChaCha8 || generator > kPhilox) throw py::value_error("generator is 0 to 3");
   if (what < 0 || what > 5) throw py::value_error("what is 0 words, 1 keep, 2 uniform, 3 normal, 4 exponential, 5 gumbel");
   if (!(p >= 0 && p <= 1) || (what == 1 && threshold_of(p).wide))
     throw py::value_error("p: from 1/256 to 31/32, where decisions take 16-bit draws");
-  Stream t{{}, tag, s};
-  memcpy(&t.subkey, record.data(), sizeof(Subkey));
+  const Generator g = generator_named(generator);
+  const Stream t{record_from(record), tag, s};
   std::string out((size_t)blocks * values_per_block(static_cast<LawCheck>(what)) * sizeof(u32), '\0');
   {
     py::gil_scoped_release release;
-    law_check(static_cast<Generator>(generator), t, p, static_cast<LawCheck>(what), first_block, blocks,
-              reinterpret_cast<u32*>(&out[0]), reinterpret_cast<cudaStream_t>(stream));
+    law_check(g, t, p, static_cast<LawCheck>(what), first_block, blocks, reinterpret_cast<u32*>(&out[0]),
+              reinterpret_cast<cudaStream_t>(stream));
   }
   return out;
+}
+
+// A record is 48 bytes, or the device address of 48 bytes.
+RecordSource record_source(const py::object& record) {
+  if (py::isinstance<py::bytes>(record)) return {record_from(record), nullptr};
+  const u64 address = record.cast<u64>();
+  if (address == 0 || address % alignof(Subkey) != 0)
+    throw py::value_error("a record's device address must be a multiple of 4, and not 0");
+  return {{}, reinterpret_cast<const Subkey*>(address)};
+}
+
+MaskedCall masked_call(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 in,
+                       u64 extra, u64 out, u32 s) {
+  if (op < 0 || op > 2) throw py::value_error("op is 0 dropout, 1 dropout_add or 2 affine");
+  if (type < 0 || type > 6 || type == static_cast<int>(DType::u32))
+    throw py::value_error("type is 0 fp32, 1 fp64, 2 bf16, 3 fp16, 5 e4m3 or 6 e5m2");
+  if (!(p >= 0 && p <= 1)) throw py::value_error("p must be from 0 to 1");
+  MaskedCall c{};
+  c.op = static_cast<MaskedOp>(op);
+  c.type = static_cast<DType>(type);
+  c.generator = generator_named(generator);
+  c.record = record_source(record);
+  c.s = s;
+  c.threshold = threshold_of(p);
+  c.scale = c.type == DType::f64 ? c.threshold.scale64 : c.threshold.scale;
+  if (c.op == MaskedOp::affine) {
+    if (py::len(affine) != 3) throw py::value_error("affine is (scale, shift, dropped)");
+    c.scale = affine[0].cast<double>(), c.shift = affine[1].cast<double>(), c.dropped = affine[2].cast<double>();
+  }
+  c.in = reinterpret_cast<const void*>(in);
+  c.extra = c.op == MaskedOp::dropout_add ? reinterpret_cast<const void*>(extra) : nullptr;
+  c.out = reinterpret_cast<void*>(out);
+  return c;
+}
+
+void masked(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 x, u64 extra,
+            u64 out, i64 n, u64 e0, u32 s, int device, u64 stream) {
+  if (n < 0) throw py::value_error("n must not be negative");
+  const MaskedCall call = masked_call(op, record, generator, p, type, affine, x, extra, out, s);
+  DeviceGuard guard(device);
+  launch_masked(call, (u64)n, e0, reinterpret_cast<cudaStream_t>(stream));
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA side of everett_cuda: the stream law on the GPU.";
+  m.doc() = "CUDA side of everett_cuda: kernels on device memory.";
   m.def("device_count", &device_count, "GPUs that this process can use; RuntimeError where the driver is too old.");
   m.def("law", &law, py::arg("generator"), py::arg("record"), py::arg("tag"), py::arg("s"), py::arg("p"), py::arg("what"),
         py::arg("first_block"), py::arg("blocks"), py::arg("stream") = 0,
         "The law's values of keystream blocks, computed on the current GPU, as bytes of 32-bit words.");
+  m.def("masked", &masked, py::arg("op"), py::arg("record"), py::arg("generator"), py::arg("p"), py::arg("type"),
+        py::arg("affine"), py::arg("x"), py::arg("extra"), py::arg("out"), py::arg("n"), py::arg("e0"), py::arg("s"),
+        py::arg("device"), py::arg("stream"),
+        "A masked op on n contiguous elements whose first has logical index e0. record: 48 bytes, or their device address.");
 }

@@ -2,9 +2,7 @@
 // kernels use against the CPU on each new card, compiler and driver. One thread a block; speed is of no interest here.
 #include "cuda/law_check.h"
 
-#include <stdexcept>
-#include <string>
-
+#include "cuda/launch.h"
 #include "law/convert.h"
 
 namespace everett {
@@ -54,11 +52,6 @@ __global__ void law_check_kernel(Stream t, Threshold h, LawCheck what, u64 first
   }
 }
 
-void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("law_check: ") + what + ": " + cudaGetErrorString(error));
-}
-
 }  // namespace
 
 void law_check(Generator g, const Stream& t, double p, LawCheck what, u64 first_block, u32 blocks, u32* out,
@@ -66,20 +59,21 @@ void law_check(Generator g, const Stream& t, double p, LawCheck what, u64 first_
   if (blocks == 0) return;
   const size_t bytes = (size_t)blocks * values_per_block(what) * sizeof(u32);
   u32* device = nullptr;
-  check(cudaMallocAsync(&device, bytes, stream), "allocation");
-  const dim3 grid((blocks + 127) / 128), threads(128);
-  const Threshold h = threshold_of(p);
-  switch (g) {
-    case kChaCha8: law_check_kernel<kChaCha8><<<grid, threads, 0, stream>>>(t, h, what, first_block, blocks, device); break;
-    case kChaCha12: law_check_kernel<kChaCha12><<<grid, threads, 0, stream>>>(t, h, what, first_block, blocks, device); break;
-    case kChaCha20: law_check_kernel<kChaCha20><<<grid, threads, 0, stream>>>(t, h, what, first_block, blocks, device); break;
-    case kPhilox: law_check_kernel<kPhilox><<<grid, threads, 0, stream>>>(t, h, what, first_block, blocks, device); break;
+  check(cudaMallocAsync(&device, bytes, stream), "law_check: allocation");
+  const auto kernel = g == kChaCha8    ? law_check_kernel<kChaCha8>
+                      : g == kChaCha12 ? law_check_kernel<kChaCha12>
+                      : g == kChaCha20 ? law_check_kernel<kChaCha20>
+                                       : law_check_kernel<kPhilox>;
+  try {
+    launch("law_check_kernel", kernel, (blocks + 127) / 128, 128, stream, t, threshold_of(p), what, first_block, blocks,
+           device);
+    check(cudaMemcpyAsync(out, device, bytes, cudaMemcpyDeviceToHost, stream), "law_check: copying back");
+    check(cudaStreamSynchronize(stream), "law_check_kernel");
+  } catch (...) {
+    cudaFreeAsync(device, stream);
+    throw;
   }
-  cudaError_t launched = cudaGetLastError();
-  if (launched == cudaSuccess) launched = cudaMemcpyAsync(out, device, bytes, cudaMemcpyDeviceToHost, stream);
-  if (launched == cudaSuccess) launched = cudaStreamSynchronize(stream);
-  cudaFreeAsync(device, stream);
-  check(launched, "kernel law_check_kernel");
+  check(cudaFreeAsync(device, stream), "law_check: freeing");
 }
 
 int device_count() {

@@ -17,7 +17,7 @@ EV_FN void chacha_quarter_round(W& a, W& b, W& c, W& d) {
 template <int Rounds, class W>
 EV_FN void chacha_rounds(W x[16]) {
   static_assert(Rounds == 8 || Rounds == 12 || Rounds == 20, "ChaCha8, ChaCha12 or ChaCha20");
-#pragma GCC unroll 10
+  EV_UNROLL
   for (int i = 0; i < Rounds / 2; i++) {
     chacha_quarter_round(x[0], x[4], x[8], x[12]);
     chacha_quarter_round(x[1], x[5], x[9], x[13]);

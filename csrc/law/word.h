@@ -7,7 +7,9 @@
 
 #if defined(__CUDACC__)
 #define EV_FN static __host__ __device__ __forceinline__
+#define EV_UNROLL _Pragma("unroll")
 #else
+#define EV_UNROLL _Pragma("GCC unroll 16")
 // Internal linkage matters: the CPU files are compiled for several instruction sets, and a linker that merged their
 // copies of one function could hand AVX-512 code to a CPU without it.
 #define EV_FN static inline __attribute__((always_inline))

@@ -75,8 +75,8 @@ class Examination:
         self.tell(self.findings[-1])
 
     def fail(self, check: str, text: str, code: ExitCode, next_step: str = "") -> None:
-        """Makes a finding that decides the exit code; the first one does."""
-        self.exit_code = self.exit_code or code
+        """Makes a finding that decides the exit code, unless a graver one has (an alarm is the gravest)."""
+        self.exit_code = max(self.exit_code, code)
         self.add(check, "fail", text, next_step)
 
     def to_json(self) -> dict:
@@ -253,7 +253,7 @@ def _estimate(report: Examination, sample: Sample) -> None:
     usable = floor_to(report.estimated)
     advice = f"open it with h={usable:g}" if usable >= 0.52 else "do not use it"
     if report.estimated >= next(least for n, least in PERFECT if report.samples >= n):
-        text += "; perfect bits would be estimated no higher"
+        text += "; perfect bits may be estimated as low, so nothing speaks against the claim"
         report.add("min-entropy", "note", text, f"{advice} to claim no more than the bytes show")
     else:
         report.fail("min-entropy", f"{text}; the claim does not hold", ExitCode.BAD, advice)

@@ -1,0 +1,166 @@
+// Stands in for CUDA's cuda_runtime.h where g++ compiles csrc/cuda: the kernels run on the CPU, at once and in order, so
+// device memory is host memory and streams are names only. Two devices, so that a wrong one is noticed.
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <string>
+#include <type_traits>
+
+#include "warps.h"
+
+#define __global__ static
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __shared__ static  // blocks run one after the other
+
+// ---- vectors and instructions ---------------------------------------------------------------------------------------
+
+struct uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+namespace emulation {
+// A GPU faults where an address is not a multiple of what is loaded or stored; so does this.
+template <class T>
+T* aligned(T* p) {
+  if ((uintptr_t)p % sizeof(T) != 0) throw std::logic_error("a misaligned address in a kernel");
+  return p;
+}
+}  // namespace emulation
+
+template <class T>
+T __ldcs(const T* p) {
+  return *emulation::aligned(p);
+}
+template <class T>
+void __stcs(T* p, T value) {
+  *emulation::aligned(p) = value;
+}
+
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = (uint64_t)b << 32 | a;
+  unsigned r = 0;
+  for (int i = 0; i < 4; i++) r |= (unsigned)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return r;
+}
+
+// ---- runtime --------------------------------------------------------------------------------------------------------
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorLaunchFailure = 719,
+};
+enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+typedef struct CUstream_st* cudaStream_t;
+
+namespace emulation {
+
+// What tests look at and set (through the C functions in control.cpp).
+struct State {
+  int device = 0, devices = 2;
+  int launches = 0;
+  int last_launch_device = -1;
+  cudaStream_t last_launch_stream = nullptr;
+  cudaError_t next_launch = cudaSuccess;  // what the next launch returns instead of running
+};
+inline State state;
+
+}  // namespace emulation
+
+inline const char* cudaGetErrorString(cudaError_t e) {
+  switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorLaunchFailure: return "unspecified launch failure";
+    default: return "invalid argument";
+  }
+}
+
+inline cudaError_t cudaGetDeviceCount(int* n) {
+  *n = emulation::state.devices;
+  return *n ? cudaSuccess : cudaErrorNoDevice;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = emulation::state.device;
+  return emulation::state.devices ? cudaSuccess : cudaErrorNoDevice;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= emulation::state.devices) return cudaErrorInvalidDevice;
+  emulation::state.device = device;
+  return cudaSuccess;
+}
+// 2 and 3 multiprocessors: few, so that small tests have more tiles than warps.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+  *value = 2 + device;
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
+  *blocks = 1;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t) {
+  *p = malloc(bytes);
+  return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+template <class T>
+cudaError_t cudaMallocAsync(T** p, size_t bytes, cudaStream_t stream) {
+  return cudaMallocAsync((void**)p, bytes, stream);
+}
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
+  free(p);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t = nullptr) {
+  memset(to, byte, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  static_assert((sizeof(std::decay_t<Parameters>) + ... + 0) <= 4096, "a kernel's parameters take at most 4096 bytes");
+  emulation::State& s = emulation::state;
+  if (s.next_launch != cudaSuccess) {
+    const cudaError_t error = s.next_launch;
+    s.next_launch = cudaSuccess;
+    return error;
+  }
+  const unsigned grid = config->gridDim.x, threads = config->blockDim.x;
+  if (grid == 0 || grid > 0x7FFFFFFFu || threads == 0 || threads > emulation::kMaxThreads)
+    return cudaErrorInvalidConfiguration;
+  s.launches++, s.last_launch_device = s.device, s.last_launch_stream = config->stream;
+  emulation::blocks.run(grid, threads, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  return cudaSuccess;
+}

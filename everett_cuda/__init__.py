@@ -1,7 +1,7 @@
 """Real quantum random numbers inside PyTorch: `ev.open(URI)`, then `ev.dropout`, `ev.randn`, `ev.convert(model)`, ...
 
 Public names are imported when they are first used (PEP 562), so that the `everett` command, which needs no tensors,
-starts without torch: in 0.2 s instead of 4. A name that was used once is an ordinary attribute from then on.
+starts without torch: in 0.4 s instead of 4. A name that was used once is an ordinary attribute from then on.
 """
 
 # ruff: noqa: F401 - the imports under TYPE_CHECKING are there to be seen

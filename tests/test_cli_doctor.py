@@ -18,11 +18,13 @@ FIELDS = {
     "raw_bytes_tested", "alarms", "transport_errors", "min_entropy", "verdict", "next_step", "exit_code",
 }  # fmt: skip
 
+SAMPLES = 12_000
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Samples for which the estimators take a second, not fifteen; slow devices are waited for 1 s, not 10."""
-    monkeypatch.setattr(tap, "SAMPLES", 30_000)
+    """Samples for which the estimators take half a second, not ten; slow devices are waited for 1 s, not 10."""
+    monkeypatch.setattr(tap, "SAMPLES", SAMPLES)
     monkeypatch.setattr(examination, "COLLECT_S", 1.0)
 
 
@@ -54,7 +56,7 @@ def test_a_good_device_is_usable(roof):
     assert report["device"] == {"firmware": "1.7", "mode": "raw"}
     assert report["nominal_rate_bytes_per_s"] == 1e6 and report["rate_bytes_per_s"] > 0
     entropy = report["min_entropy"]
-    assert entropy["samples"] == 30_000 and entropy["claimed"] == entropy["assessed"] == 4 < entropy["estimated"]
+    assert entropy["samples"] == SAMPLES and entropy["claimed"] == entropy["assessed"] == 4 < entropy["estimated"]
     assert [line.split()[0] for line in roof.log()] == ["opened", "closed"]  # opened once, given back
 
 
@@ -62,7 +64,7 @@ def test_the_estimates_are_of_the_first_raw_bytes(roof):
     roof.put({"serial": "7"})
     report, _ = doctor("lamp:7")
     twister = random.Random("7")
-    raw = np.frombuffer(b"".join(twister.randbytes(4096) for _ in range(8))[:30_000], dtype=np.uint8)
+    raw = np.frombuffer(b"".join(twister.randbytes(4096) for _ in range(8))[:SAMPLES], dtype=np.uint8)
     want = estimate(raw)
     got = report["min_entropy"]
     assert got["estimated"] == want.min_entropy
@@ -75,14 +77,14 @@ def test_bytes_that_a_tap_saw_are_destroyed(monkeypatch):
     with Source("sim:seed=7", lambda: tap.Tap(open_driver("sim:seed=7"), sample)) as source:
         while not sample.full:
             assert source.ring.discard(1 << 16, 1.0)
-    assert bytes(sample.raw) == open_driver("sim:seed=7").bytes_at(0, 30_000).tobytes()
+    assert bytes(sample.raw) == open_driver("sim:seed=7").bytes_at(0, SAMPLES).tobytes()
     assert source.ring.all_zero()
     sample.destroy()
-    assert bytes(sample.raw) == bytes(30_000)
+    assert bytes(sample.raw) == bytes(SAMPLES)
 
 
 def test_bits_of_devices_that_make_the_low_bit_first_are_estimated_in_that_order(tmp_path):
-    data = np.random.default_rng(1).bytes(20_000)
+    data = np.random.default_rng(1).bytes(11_000)
     report, _ = doctor(f"replay:{sidecars.recording(tmp_path / 'r.bin', data, bit_order='lsb_first')}")
     turned = np.packbits(np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little"))
     want, other = estimate(turned).bits["collision"], estimate(np.frombuffer(data, dtype=np.uint8)).bits["collision"]
@@ -199,7 +201,7 @@ def three_and_a_half_bits(tmp_path):
 def test_an_estimate_lowers_a_claim_that_does_not_hold(three_and_a_half_bits):
     report, found = doctor(three_and_a_half_bits)
     entropy = report["min_entropy"]
-    assert entropy["claimed"] == 4 and 2 < entropy["estimated"] < 3.58 and entropy["assessed"] == entropy["estimated"]
+    assert entropy["claimed"] == 4 and 1.5 < entropy["estimated"] < 3.58 and entropy["assessed"] == entropy["estimated"]
     assert report["exit_code"] == 1 and found["min-entropy"]["verdict"] == "fail"
     assert "does not hold" in found["min-entropy"]["text"]
     h = report["next_step"].removeprefix("open it with h=")

@@ -4,9 +4,10 @@ A driver of another package is found through the entry point group `everett_cuda
 object a subclass of `Driver`. Every driver is imported only when its scheme is asked for, or devices are looked for.
 """
 
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
-from ..errors import SourceError, UnknownScheme
+from ..errors import DeviceNotFound, SourceError, UnknownScheme
 from .contract import (
     ASSUMED_MIN_ENTROPY,
     Attached,
@@ -22,7 +23,7 @@ from .uri import SourceURI, parse_uri
 
 __all__ = [
     "ASSUMED_MIN_ENTROPY", "Attached", "DeviceFault", "DeviceLost", "Driver", "EndOfRecording", "Finding", "MinEntropy",
-    "SourceURI", "TransportError", "attached", "driver_of", "installed", "open_driver", "parse_uri",
+    "SourceURI", "TransportError", "attached", "driver_of", "installed", "open_driver", "parse_uri", "quantum_devices",
 ]  # fmt: skip
 
 GROUP = "everett_cuda.drivers"
@@ -34,6 +35,8 @@ _BUILT_IN = {
         ("sim", "sim:SimulatedDriver"),
     )
 }
+# Never listed as attached, so not imported when devices are looked for: numpy alone would take 0.25 s.
+_NOT_DEVICES = ("replay", "sim")
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -58,6 +61,8 @@ def attached() -> tuple[list[Attached], list[str]]:
     """(devices that are present, whatever their kind; lines that say what was looked for), in the order of `auto`."""
     devices, looked_for = [], []
     for scheme, found in installed().items():
+        if scheme in _NOT_DEVICES:
+            continue
         try:
             driver = _load(scheme, found)
             if driver.looks_for:
@@ -86,21 +91,32 @@ def open_driver(text: str) -> Driver:
     return _open_auto(uri) if uri.scheme == "auto" else driver_of(uri).open(uri)
 
 
-def _open_auto(uri: SourceURI) -> Driver:
+def quantum_devices(uri: SourceURI) -> list[Attached]:
+    """What `auto` chooses from, in its order; the parameters of `uri`, an `auto` one, are in each device's URI.
+
+    Raises DeviceNotFound, which says what was looked for, and BadParameter.
+    """
     uri.parameters({})
     devices, looked_for = attached()
     found = [d for d in devices if d.kind == "quantum"]
     if not found:
         what = "".join(f"\n  {line}" for line in looked_for) or " nothing (no driver of a real device is installed)"
-        raise SourceError(
-            f"auto: no quantum device was found; looked for:{what}\nConnect a device or install its driver. Bits that "
-            "are not quantum must be asked for by name: replay:FILE (recorded) or sim:seed=7 (simulated)."
+        others = "".join(f"\n  {d.uri}: {d.name}, {d.kind}" for d in devices)
+        raise DeviceNotFound(
+            f"auto: no quantum device was found; looked for:{what}"
+            + (f"\nAttached, but not quantum:{others}" if others else "")
+            + "\nConnect a device or install its driver. Bits that are not quantum must be asked for by name: "
+            "replay:FILE (recorded) or sim:seed=7 (simulated)."
         )
     query = "&".join(f"{k}={v}" for k, v in uri.given.items())
+    return [replace(d, uri=d.uri + (("&" if "?" in d.uri else "?") + query if query else "")) for d in found]
+
+
+def _open_auto(uri: SourceURI) -> Driver:
     failed = []
-    for device in found:
+    for device in quantum_devices(uri):
         try:
-            driver = open_driver(device.uri + (("&" if "?" in device.uri else "?") + query if query else ""))
+            driver = open_driver(device.uri)
         except SourceError as error:
             failed.append(f"\n  {device.uri}: {error}")
             continue

@@ -79,7 +79,7 @@ def test_parameter_values(parse, good, bad):
 
 
 def test_unknown_and_malformed_parameters_are_named():
-    with pytest.raises(BadParameter, match=r"unknown parameter 'lop' .* condition, h, loop"):
+    with pytest.raises(BadParameter, match=r"unknown parameter 'lop' .* condition, h, hash, loop"):
         open_driver("replay:/x?lop=1")
     with pytest.raises(BadParameter, match=r"loop=yes .* malformed: it must be 1 or 0"):
         open_driver("replay:/x?loop=yes")

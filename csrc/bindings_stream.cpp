@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings_layout.h"
+#include "bindings_stream.h"
 #include "cpu/kernels.h"
 #include "parallel.h"
 
@@ -10,20 +11,11 @@ namespace py = pybind11;
 namespace everett {
 namespace {
 
-Stream stream_of(const py::bytes& record, u32 tag, u32 s) { return {record_from(record), tag, s}; }
-
 Layout flat(i64 n, u64 e0) {
   Layout l;
   l.size[0] = n;
   l.e0 = e0;
   return l;
-}
-
-template <class Run>
-void without_gil(i64 n, Run run) {
-  if (n < kReleaseGil) return run();
-  py::gil_scoped_release release;
-  run();
 }
 
 MaskedJob masked_job(MaskedOp op, const py::bytes& record, int generator, double p, int type, u32 s, u64 in, u64 extra,

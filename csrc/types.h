@@ -23,4 +23,16 @@ enum class MaskedOp : int { dropout = 0, dropout_add = 1, affine = 2 };
 
 enum class Fill : int { words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5 };
 
+// Contiguous rows of `columns` elements: v = in + bias (one row of it, or null), and then
+//   bias_dropout_add     out = (keep ? v * scale : 0) + extra
+//   gelu_erf, gelu_tanh  out = keep ? gelu(v) * scale : 0
+//   ..._backward         out = keep ? extra * scale * gelu'(v) : 0, extra being the incoming gradient
+// all in fp32 (so fp64 is not served), rounded once.
+enum class FusedOp : int {
+  bias_dropout_add = 0, gelu_erf = 1, gelu_tanh = 2, gelu_erf_backward = 3, gelu_tanh_backward = 4
+};
+
+// Contiguous: out = in + sigma * normal, or fp32 `in` rounded stochastically to `type`.
+enum class PerturbOp : int { add_noise = 0, stochastic_round = 1 };
+
 }  // namespace everett

@@ -1,13 +1,16 @@
 """The driver contract: what a source of raw bytes declares about itself, and how its bytes are read.
 
 A driver knows its device and nothing of health tests, keys, torch or CUDA. It is opened from a `SourceURI`, fills
-buffers, and is closed. Whatever it declares is shown to the user, so it declares no more than is known.
+buffers, and is closed. Whatever it declares is shown to the user, so it declares no more than is known. Facts of a
+device that were never seen on hardware are parameters of its URI with a default, not assumptions.
 """
 
 import abc
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from ..errors import SourceError
@@ -45,6 +48,35 @@ class DeviceFault(SourceError):
 
 
 @dataclass(frozen=True)
+class Attached:
+    """One device that is present, before it is opened: a row of `everett devices`.
+
+    uri: opens exactly this device. state: "ready", or in a few words why it cannot be opened now ("no permission",
+    "in use by rngd (pid 71)").
+    """
+
+    uri: str
+    name: str
+    serial: str
+    kind: Kind
+    rate_bytes_per_s: float | None
+    state: str = "ready"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the doctor looked at. check: a noun ("cable", "permission", "kernel driver", "firmware").
+
+    verdict: "ok", "note" (works, but should be known) or "fail" (stands in the way). next_step: what to do about it.
+    """
+
+    check: str
+    verdict: Literal["ok", "note", "fail"]
+    text: str
+    next_step: str = ""
+
+
+@dataclass(frozen=True)
 class MinEntropy:
     """Claimed min-entropy in bits a raw byte, and where the claim comes from."""
 
@@ -59,12 +91,13 @@ class Driver(abc.ABC):
     """One open source of raw bytes.
 
     Class attributes: `scheme`, the URI's first word; `parameters`, the names that its URI may give, each with a parser
-    from text that raises ValueError; `looks_for`, what `discover` looks for, in the words of a user.
+    from text that raises ValueError; `looks_for`, what `attached` looks for, in the words of a user.
 
     `bit_order` says which bit of a byte the device made first. `conditioned` devices whiten their output, so that the
     health tests can see total failure only. `full_entropy` allows `condition=none`. `chunk_bytes` is the most that one
     read should ask for: large enough to spare hand-overs, small enough for the device's own buffer. `metered` sources
-    cost money or quota a byte and get a shorter start-up test.
+    cost money or quota a byte and get a shorter start-up test. `details` is what the device says of itself (firmware,
+    mode, modules, spend), shown by status and doctor: other threads read it, so it is replaced as a whole, never changed.
     """
 
     scheme: ClassVar[str]
@@ -83,6 +116,7 @@ class Driver(abc.ABC):
     metered: bool = False
     loop: bool = False  # begins again at its end, by request
     passes: int = 0  # how often it has begun again; a read never reaches across
+    details: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     @abc.abstractmethod
@@ -95,8 +129,15 @@ class Driver(abc.ABC):
         return MinEntropy(values["h"], "claimed by user") if "h" in values else cls.min_entropy
 
     @classmethod
-    def discover(cls) -> list[str]:
-        """URIs of the real local devices that are present. A recording or a simulation is never discovered."""
+    def attached(cls) -> list[Attached]:
+        """The real local devices that are present, found without opening them for reading. A recording, a simulation or
+        a web service is never listed."""
+        return []
+
+    @classmethod
+    def examine(cls, uri) -> list[Finding]:
+        """What the doctor finds between the cable and a successful `open` of this `SourceURI`, in that order: found,
+        permission, who else holds it. It opens nothing for longer than a question takes, and ends at the first fail."""
         return []
 
     @abc.abstractmethod
@@ -108,9 +149,29 @@ class Driver(abc.ABC):
         """
 
     def reconnect(self, timeout_s: float) -> None:
-        """Finds the lost device again within timeout_s or raises DeviceLost."""
-        raise DeviceLost(f"{self.name} does not connect again by itself; open the source anew")
+        """Finds the lost device again within timeout_s, or raises DeviceLost; it will be asked again for a while.
+
+        Another serial number in its place is a SourceError that ends the source. Bytes read before the loss are gone.
+        """
+        raise SourceError(f"{self.name} does not connect again by itself; open the source anew")
+
+    def startup_passed(self) -> None:  # noqa: B027 - most devices have nothing to be told
+        """The start-up test has passed on bytes of this device: at opening, after an alarm, after a transport error.
+
+        Called by the thread that reads, between reads. For devices that ask for the test and want to be told.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
         """Gives the device back. May be called twice, and while another thread is in `readinto`."""
+
+
+def require(module: str, extra: str, package: str | None = None):
+    """Imports a module of an optional extra; SourceError names the extra when it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise SourceError(
+            f"{package or module} is needed and cannot be imported ({error}); install it with "
+            f"pip install 'everett_cuda[{extra}]'"
+        ) from error

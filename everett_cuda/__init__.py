@@ -1,32 +1,68 @@
-"""Real quantum random numbers inside PyTorch: `ev.open(URI)`, then `ev.dropout`, `ev.randn`, `ev.convert(model)`, ..."""
+"""Real quantum random numbers inside PyTorch: `ev.open(URI)`, then `ev.dropout`, `ev.randn`, `ev.convert(model)`, ...
 
-from . import nn
-from .errors import (
-    BadParameter,
-    EverettError,
-    ForkedError,
-    HealthAlarm,
-    ReplayMiss,
-    SourceError,
-    SourceExhausted,
-    SourceNotOpen,
-    StartupTestFailed,
-    Starved,
-    UnknownScheme,
-)
-from .keys import configure, set_freshness, step
-from .nn import convert
-from .noise import bernoulli, exponential, gumbel, rand, randn, random_words
-from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
-from .session import close, current_source, open, status
-from .source import Source
+Public names are imported when they are first used (PEP 562), so that the `everett` command, which needs no tensors,
+starts without torch: in 0.4 s instead of 4. A name that was used once is an ordinary attribute from then on.
+"""
+
+# ruff: noqa: F401 - the imports under TYPE_CHECKING are there to be seen
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BadParameter", "EverettError", "ForkedError", "HealthAlarm", "ReplayMiss", "Source", "SourceError",
-    "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme", "alpha_dropout", "bernoulli",
-    "close", "configure", "convert", "current_source", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d",
-    "dropout_add", "exponential", "gumbel", "nn", "open", "rand", "randn", "random_words", "set_freshness", "status",
-    "step",
-]  # fmt: skip
+# Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
+_PUBLIC = {
+    "errors": (
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "ReplayMiss", "SourceError",
+        "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
+    ),
+    "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
+    "keys": ("configure", "set_freshness", "step"),
+    "nn": ("convert",),
+    "noise": ("bernoulli", "exponential", "gumbel", "rand", "randn", "random_words"),
+    "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
+    "session": ("close", "current_source", "open", "status"),
+    "source": ("Source",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted([*_HOME, "nn"])
+
+if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __getattr__
+    from . import nn
+    from .errors import (
+        BadParameter,
+        DeviceNotFound,
+        EverettError,
+        ForkedError,
+        HealthAlarm,
+        ReplayMiss,
+        SourceError,
+        SourceExhausted,
+        SourceNotOpen,
+        StartupTestFailed,
+        Starved,
+        UnknownScheme,
+    )
+    from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
+    from .keys import configure, set_freshness, step
+    from .nn import convert
+    from .noise import bernoulli, exponential, gumbel, rand, randn, random_words
+    from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
+    from .session import close, current_source, open, status
+    from .source import Source
+
+
+def __getattr__(name: str):
+    if name == "nn":
+        return importlib.import_module(".nn", __name__)  # which makes it an attribute
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value  # so that the next use costs what any module attribute costs
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,6 +21,10 @@ class BadParameter(SourceError, ValueError):
     """A source URI is malformed, or one of its parameters is unknown or out of range."""
 
 
+class DeviceNotFound(SourceError):
+    """No device that the URI could mean is attached."""
+
+
 class SourceExhausted(SourceError):
     """A recording has no bytes left; it never wraps around unless `loop=1` was given."""
 

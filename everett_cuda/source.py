@@ -23,6 +23,7 @@ READ_TIMEOUT_S = 0.2
 # A device that lost its connection, or gives nothing, is waited for this long before the source counts as failed.
 PATIENCE_S = 60.0
 PATIENCE_AT_OPEN_S = 10.0
+RECONNECT_SLICE_S = 0.5  # a close has to wait this long at most for a driver that looks for its device
 
 _ENDED_STATE = {"ended": "exhausted", "failed": "failed", "alarm": "alarm", "closed": "closed"}
 
@@ -140,6 +141,7 @@ class Source:
                 f"{self._last_alarm()} in the start-up test of {pipeline.startup_bytes} raw bytes; nothing was handed "
                 "out. Check the device, then open it again to repeat the test."
             )
+        driver.startup_passed()
 
     def _pump(self) -> None:
         """The thread: reads until the flow ends, and says why it ended."""
@@ -157,16 +159,22 @@ class Source:
         passes = driver.passes
         last_byte = time.monotonic()
         errors = 0  # transport errors running
+        proven = True  # the start-up test has passed since the last interruption
         while not self._stopping.is_set():
             try:
+                if not proven and pipeline.flow == _C.Flow.flowing:
+                    proven = True
+                    driver.startup_passed()
                 n = driver.readinto(memoryview(feed.buffer), READ_TIMEOUT_S)
             except EndOfRecording:
                 return "ended" if feed.drain() else self._stopped()
             except DeviceFault as fault:
+                proven = False
                 if not (feed.drain() and pipeline.device_alarm(fault.status, fault.expected, time.monotonic())):
                     return self._stopped()
                 continue
             except TransportError as error:
+                proven = False
                 if not feed.drain():
                     return self._stopped()
                 pipeline.transport_error()
@@ -198,10 +206,16 @@ class Source:
         return "alarm" if self._pipeline.flow == _C.Flow.stopped else "closed"
 
     def _reconnect(self, lost: DeviceLost) -> None:
-        try:
-            self.driver.reconnect(PATIENCE_S)
-        except DeviceLost as error:
-            raise SourceError(f"{lost}; {error}") from error
+        """Returns once the driver has its device again, or the source is being closed; SourceError after PATIENCE_S."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._stopping.is_set():
+            try:
+                return self.driver.reconnect(RECONNECT_SLICE_S)
+            except DeviceLost as error:
+                if time.monotonic() > deadline:
+                    raise SourceError(f"{lost}; waited {PATIENCE_S:g} s for it: {error}") from error
+            except SourceError as error:
+                raise SourceError(f"{lost}; {error}") from error
 
     # --- draws ------------------------------------------------------------------------------------------------------
 
@@ -369,6 +383,7 @@ class Source:
             min_entropy=float(driver.min_entropy.bits_per_byte),
             min_entropy_origin=driver.min_entropy.origin,
             device_conditions=driver.conditioned,
+            device=dict(driver.details),
             conditioner=self._conditioner,
             raw_bytes_per_block=self._pipeline.block_bytes,
             alarms=tuple(AlarmReport.of(a) for a in self._pipeline.alarms),

@@ -45,6 +45,7 @@ class SourceStatus:
     """A source at one moment; all counts are since it was opened, in bytes unless named otherwise.
 
     state: starting, flowing, alarm (permanent), exhausted, failed or closed. min_entropy: claimed bits a raw byte.
+    device: what the device says of itself (firmware, mode, spend, ...).
     raw_bytes_held_back: read and not yet proven or conditioned. raw_bytes_dropped: destroyed by alarms and transport
     errors. bytes_destroyed: conditioned bytes that an alarm or the close destroyed.
     """
@@ -59,6 +60,7 @@ class SourceStatus:
     min_entropy: float
     min_entropy_origin: str
     device_conditions: bool
+    device: dict[str, str]
     conditioner: str
     raw_bytes_per_block: int
     alarms: tuple[AlarmReport, ...]
@@ -95,6 +97,7 @@ class SourceStatus:
         rows = {
             "source": f"{self.uri}: {self.name}" + (f", serial {self.serial}" if self.serial else ""),
             "kind": self.label,
+            **({"device": ", ".join(f"{k} {v}" for k, v in self.device.items())} if self.device else {}),
             "state": self.state + (f" ({self.failure})" if self.failure else ""),
             "health": self.health,
             "min-entropy": f"{self.min_entropy:g} bits a raw byte ({self.min_entropy_origin})",

@@ -6,6 +6,7 @@ from pathlib import Path
 import emulation
 import numpy as np
 import pytest
+from devices import lamp
 
 from everett_cuda import _C, keys
 
@@ -54,6 +55,19 @@ def freshness(request):
     keys.detach()
     keys.set_freshness("op")
     keys.configure(on_starved="stretch")
+
+
+@pytest.fixture
+def roof(tmp_path, monkeypatch):
+    """A `lamp.Roof` with no lamps, and the lamps' driver installed, for this process and those it starts."""
+    site, home = tmp_path / "site", tmp_path / "home"
+    site.mkdir()
+    home.mkdir()
+    lamp.install(site)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("LAMP_HOME", str(home))
+    return lamp.Roof(home)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from everett_cuda import drivers
-from everett_cuda.drivers import DeviceLost, Driver, EndOfRecording, TransportError, open_driver, uri
+from everett_cuda.drivers import Attached, DeviceLost, Driver, EndOfRecording, TransportError, open_driver, parse_uri, uri
 from everett_cuda.drivers.sim import FIFO_BYTES, SimulatedDriver
 from everett_cuda.errors import BadParameter, SourceError, SourceExhausted, UnknownScheme
 
@@ -79,7 +79,7 @@ def test_parameter_values(parse, good, bad):
 
 
 def test_unknown_and_malformed_parameters_are_named():
-    with pytest.raises(BadParameter, match=r"unknown parameter 'lop' .* condition, h, loop"):
+    with pytest.raises(BadParameter, match=r"unknown parameter 'lop' .* condition, h, hash, loop"):
         open_driver("replay:/x?lop=1")
     with pytest.raises(BadParameter, match=r"loop=yes .* malformed: it must be 1 or 0"):
         open_driver("replay:/x?loop=yes")
@@ -104,7 +104,7 @@ def test_auto_never_takes_a_recording_or_a_simulation():
     with pytest.raises(SourceError, match="(?s)auto: no quantum device was found; looked for.*replay:FILE.*sim:seed=7"):
         open_driver("auto")
     for scheme in ("replay", "sim"):
-        assert drivers.installed()[scheme].discover() == []
+        assert drivers.driver_of(parse_uri(f"{scheme}:")).attached() == []
 
 
 class Beacon(Driver):
@@ -121,13 +121,17 @@ class Beacon(Driver):
         parsed.parameters(self.parameters)
 
     open = classmethod(lambda cls, parsed: cls(parsed))
-    discover = classmethod(lambda cls: list(cls.present))
+    attached = classmethod(lambda cls: [Attached(uri, "beacon", "7", cls.kind, None) for uri in cls.present])
 
     def readinto(self, buffer, timeout_s):
         raise DeviceLost("dark")
 
     def close(self):
         pass
+
+
+class Dim(Beacon):
+    kind = "electronic"
 
 
 @pytest.fixture
@@ -156,7 +160,22 @@ def test_auto_takes_a_real_device_and_passes_its_parameters_on(beacon, monkeypat
     beacon.present[:] = ["beacon:south"]
     assert open_driver("auto:?h=6").parsed.text == "beacon:south?h=6"
     monkeypatch.setattr(beacon, "kind", "electronic")
-    with pytest.raises(SourceError, match="electronic, not quantum"):
+    with pytest.raises(SourceError, match="(?s)no quantum device was found; looked for.*a lamp on the roof"):
+        open_driver("auto")
+
+
+def test_auto_goes_on_to_the_next_device_and_names_those_that_failed(beacon):
+    beacon.present[:] = ["beacon:?x=1", "beacon:west"]
+    assert open_driver("auto").parsed.text == "beacon:west"
+    beacon.present[:] = ["beacon:?x=1"]
+    with pytest.raises(SourceError, match=r"(?s)none of the quantum devices .*beacon:\?x=1: unknown parameter 'x'"):
+        open_driver("auto")
+
+
+def test_a_device_that_turns_out_not_to_be_quantum_is_not_taken_by_auto(beacon, monkeypatch):
+    beacon.present[:] = ["beacon:south"]
+    monkeypatch.setattr(beacon, "open", classmethod(lambda cls, parsed: Dim(parsed)))
+    with pytest.raises(SourceError, match="it is electronic, not quantum"):
         open_driver("auto")
 
 
@@ -244,7 +263,7 @@ def test_sim_unplugs_at_exactly_its_byte():
     for _ in range(2):
         with pytest.raises(DeviceLost, match="at byte 70001"):
             driver.readinto(memoryview(bytearray(10)), 1.0)
-    with pytest.raises(DeviceLost, match="open the source anew"):
+    with pytest.raises(SourceError, match="open the source anew"):
         driver.reconnect(1.0)
 
 

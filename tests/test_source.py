@@ -46,6 +46,13 @@ def take_all(opened, piece=32):
         return out, error
 
 
+def wait_until(true, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def pumps():
     return [t for t in threading.enumerate() if t.name.startswith("everett pump")]
 
@@ -74,7 +81,7 @@ class Scripted(Driver):
     serial = "S1"
 
     def __init__(self, *script, back=None):
-        self.script, self.back, self.closed = list(script), back, 0
+        self.script, self.back, self.closed, self.told = list(script), back, 0, 0
 
     open = classmethod(lambda cls, uri: cls())
 
@@ -95,6 +102,9 @@ class Scripted(Driver):
         if self.back is None:
             super().reconnect(timeout_s)
         self.script, self.back = self.back, None
+
+    def startup_passed(self):
+        self.told += 1
 
     def close(self):
         self.closed += 1
@@ -454,6 +464,39 @@ def test_a_device_that_comes_back_starts_with_its_startup_test():
         assert opened.take(len(before), timeout_s=10) == before
         assert opened.take(3200, timeout_s=10) == hashes(second.tobytes())[:3200]
         assert opened.status().transport_errors == 1
+
+
+def test_a_device_is_told_each_time_the_startup_test_has_passed():
+    driver, connect = scripted(good_bytes(8192), back=[good_bytes(8192, 4)])
+    interruptions = (TransportError("short"), DeviceFault("self-test", 1, 0), DeviceLost("gone"))
+    with connect() as opened:
+        for told, interruption in enumerate(interruptions, 1):
+            assert driver.told == told
+            driver.script += [interruption, good_bytes(8192, told + 5)]  # a reconnection brings a script of its own
+            wait_until(lambda: driver.told > told)  # noqa: B023
+        assert opened.status().transport_errors == 2
+
+
+class Away(Scripted):
+    """A device that is lost and looked for without end."""
+
+    details = {"firmware": "3"}
+
+    def reconnect(self, timeout_s):
+        time.sleep(timeout_s)
+        raise DeviceLost("still away")
+
+
+def test_a_lost_device_is_looked_for_until_patience_ends_or_the_source_is_closed(monkeypatch):
+    opened = Source("away:", lambda: Away(good_bytes(8192), DeviceLost("gone")))
+    wait_until(lambda: opened.status().transport_errors == 1)
+    assert opened.status().device == {"firmware": "3"} and "firmware 3" in str(opened.status())
+    opened.close()  # hangs if the search cannot be broken off
+    assert opened.status().state == "closed"
+    monkeypatch.setattr(source, "PATIENCE_S", 0.1)
+    with Source("away:", lambda: Away(good_bytes(8192), DeviceLost("gone"))) as opened:
+        error = take_all(opened)[1]
+        assert isinstance(error, SourceError) and "gone; waited 0.1 s for it: still away" in str(error)
 
 
 def test_a_device_that_only_gives_errors_is_given_up(monkeypatch):

@@ -67,21 +67,26 @@ void ask_for_huge_pages(void* out, size_t bytes) {
 }
 
 template <class Job, void (*Kernels::*Run)(const Job&, i64, i64)>
-void share(const Job& job, int threads) {
+void share(const Job& job, i64 n, bool contiguous, int threads) {
   struct Context {
-    Job job;
+    const Job& job;
     const Kernels* kernels;
   } context{job, current().load(std::memory_order_relaxed)};
-  context.job.layout = coalesced(job.layout);
-  const Layout& l = context.job.layout;
-  if (l.dims == 1 && l.out[0] == 1) ask_for_huge_pages(job.out, size_t(l.size[0]) * bytes_of(job.type));
+  if (contiguous) ask_for_huge_pages(job.out, size_t(n) * bytes_of(job.type));
   parallel_for(
-      elements(context.job.layout), kGrain, threads,
+      n, kGrain, threads,
       [](void* c, i64 begin, i64 end) {
         const Context* context = static_cast<const Context*>(c);
         (context->kernels->*Run)(context->job, begin, end);
       },
       &context);
+}
+
+template <class Job, void (*Kernels::*Run)(const Job&, i64, i64)>
+void share_layout(const Job& job, int threads) {
+  Job simple = job;
+  simple.layout = coalesced(job.layout);
+  share<Job, Run>(simple, elements(simple.layout), simple.layout.dims == 1 && simple.layout.out[0] == 1, threads);
 }
 
 }  // namespace
@@ -101,7 +106,13 @@ int available_instruction_sets(const char* names[3]) {
   return n;
 }
 
-void run_masked(const MaskedJob& job, int threads) { share<MaskedJob, &Kernels::masked>(job, threads); }
-void run_fill(const FillJob& job, int threads) { share<FillJob, &Kernels::fill>(job, threads); }
+void run_masked(const MaskedJob& job, int threads) { share_layout<MaskedJob, &Kernels::masked>(job, threads); }
+void run_fill(const FillJob& job, int threads) { share_layout<FillJob, &Kernels::fill>(job, threads); }
+void run_fused(const FusedJob& job, int threads) {
+  share<FusedJob, &Kernels::fused>(job, elements(job.layout), true, threads);
+}
+void run_perturb(const PerturbJob& job, int threads) {
+  share<PerturbJob, &Kernels::perturb>(job, job.n, true, threads);
+}
 
 }  // namespace everett

@@ -31,12 +31,32 @@ struct FillJob {
   Layout layout;
 };
 
+struct FusedJob : MaskedJob {  // layout: one dimension, all elements
+  FusedOp fused;
+  const void* bias;
+  i64 columns;
+};
+
+struct PerturbJob {
+  PerturbOp op;
+  DType type;
+  Generator generator;
+  Stream stream;
+  double sigma;
+  const void* in;
+  void* out;
+  i64 n;
+  u64 e0;
+};
+
 // Below this many elements a kernel ends sooner than another thread could take Python's GIL.
 constexpr i64 kReleaseGil = 1 << 14;
 
 // Runs the job on up to `threads` threads. The bits depend on neither the threads nor the instruction set.
 void run_masked(const MaskedJob& job, int threads);
 void run_fill(const FillJob& job, int threads);
+void run_fused(const FusedJob& job, int threads);
+void run_perturb(const PerturbJob& job, int threads);
 
 // The instruction sets this CPU can run, best first, and the one in use ("avx512", "avx2", "portable").
 const char* instruction_set();
@@ -48,6 +68,8 @@ struct Kernels {
   const char* name;
   void (*masked)(const MaskedJob&, i64 begin, i64 end);
   void (*fill)(const FillJob&, i64 begin, i64 end);
+  void (*fused)(const FusedJob&, i64 begin, i64 end);
+  void (*perturb)(const PerturbJob&, i64 begin, i64 end);
 };
 extern const Kernels kPortable;
 #if defined(__x86_64__)

@@ -1,8 +1,10 @@
 // The CPU kernels compiled for AVX-512; setup.py adds this file's compiler flags.
 #define EVERETT_ISA 2
 #include "cpu/fill.h"
+#include "cpu/fused.h"
 #include "cpu/masked.h"
+#include "cpu/perturb.h"
 
 namespace everett {
-const Kernels kAvx512 = {"avx512", masked, fill};
+const Kernels kAvx512 = {"avx512", masked, fill, fused, perturb};
 }  // namespace everett

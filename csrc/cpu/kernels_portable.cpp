@@ -1,8 +1,10 @@
 // The CPU kernels compiled for any CPU; setup.py adds this file's compiler flags.
 #define EVERETT_ISA 0
 #include "cpu/fill.h"
+#include "cpu/fused.h"
 #include "cpu/masked.h"
+#include "cpu/perturb.h"
 
 namespace everett {
-const Kernels kPortable = {"portable", masked, fill};
+const Kernels kPortable = {"portable", masked, fill, fused, perturb};
 }  // namespace everett

@@ -108,6 +108,28 @@ def _atanh_weight(z):
     return z * s / (2 * mp.atanh(s))
 
 
+def _exp2(x):
+    """(2^x - 1) / x."""
+    return (mp.mpf(2) ** x - 1) / x
+
+
+def _exp2_weight(x):
+    return abs(x) / mp.mpf(2) ** x
+
+
+_ERFC_STEP = mp.mpf(3) / 8
+
+
+def _erfc(t):
+    """erfc(x) exp(x^2) / t with x such that t = 1 / (1 + 3/8 x)."""
+    x = (1 / t - 1) / _ERFC_STEP
+    return mp.erfc(x) * mp.exp(x * x) / t
+
+
+def _erfc_weight(t):
+    return 1 / _erfc(t)
+
+
 def table():
     """name -> coefficients, lowest degree first, under the names and in the forms of convert.COEFFICIENTS."""
     with mp.workdps(DIGITS):
@@ -123,6 +145,9 @@ def table():
             result[f"sine_{name}"] = fit(_sine, _sine_weight, sine_terms, tiny, z_end, dtype)
             result[f"cosine_{name}"] = fit(_cosine, _cosine_weight, cosine_terms, tiny, z_end, dtype)
         result["log_f32"] = fit(_log, _log_weight, 8, -third, third, np.float32)
+        result["exp2_f32"] = fit(_exp2, _exp2_weight, 6, -mp.mpf(1) / 2, mp.mpf(1) / 2, np.float32)
+        erfc_end = 1 / (1 + _ERFC_STEP * mp.mpf("9.4"))  # exp(-9.4^2) is below 2^-126
+        result["erfc_f32"] = fit(_erfc, _erfc_weight, 9, erfc_end, mp.mpf(1), np.float32)
         result["log_f64"] = fit(_atanh, _atanh_weight, 7, tiny, s_end**2, np.float64)
         return result
 

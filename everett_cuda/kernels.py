@@ -12,14 +12,15 @@ import torch
 from . import _C, keys
 from .errors import EverettError
 
-# Numbers of the element types in the kernels (csrc/types.h).
-TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# Numbers of the element types in the kernels (csrc/types.h): of noise, and of masked ops.
+NOISE_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 INT32 = 4
+_FP8 = {"float8_e4m3fn": 5, "float8_e5m2": 6}
+TYPES = NOISE_TYPES | {getattr(torch, name): number for name, number in _FP8.items() if hasattr(torch, name)}
 # kind of noise: (number in the kernels, purpose tag)
 KINDS = {"words": (0, 8), "uniform": (1, 2), "normal": (2, 3), "exponential": (3, 4), "gumbel": (4, 4), "bernoulli": (5, 6)}
 _DROPOUT, _DROPOUT_ADD, _AFFINE = 0, 1, 2
 _SERIAL_BELOW = 32768  # elements; a second thread costs more than it gives
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.bfloat16: np.uint16, torch.float16: np.float16}
 _empty_like = torch.empty_like
 
 
@@ -54,7 +55,7 @@ class Fill(NamedTuple):
 
     @property
     def type(self) -> int:
-        return INT32 if self.dtype == torch.int32 else TYPES[self.dtype]
+        return INT32 if self.dtype == torch.int32 else NOISE_TYPES[self.dtype]
 
 
 def _row_major(shape) -> list[int]:
@@ -81,6 +82,16 @@ def strided(x: torch.Tensor, residual: torch.Tensor | None, y: torch.Tensor, mas
         y.stride() or (1,),
         _logical_strides(x.shape, mask) or (1,),
     )
+
+
+def address(t: torch.Tensor | None) -> int:
+    """Where t's memory is; 0 for None."""
+    return 0 if t is None else t.data_ptr()
+
+
+def columns(x: torch.Tensor) -> int:
+    """Elements of a row."""
+    return x.shape[-1] if x.dim() else 1
 
 
 def record_bytes(record: bytes | torch.Tensor) -> bytes:
@@ -135,8 +146,35 @@ class Cpu:
             return y
         _C.masked_strided(
             mask.op(residual), record, mask.stream, mask.p, TYPES[x.dtype], mask.affine or (0.0, 0.0, 0.0), x.data_ptr(),
-            0 if residual is None else residual.data_ptr(), y.data_ptr(), *strided(x, residual, y, mask), 0, 0, _threads(n),
+            address(residual), y.data_ptr(), *strided(x, residual, y, mask), 0, 0, _threads(n),
         )  # fmt: skip
+        return y
+
+    @staticmethod
+    def fused(op: int, record, mask: Mask, x: torch.Tensor, bias, extra) -> torch.Tensor:
+        """A fused op (csrc/types.h). x: (..., N); bias: (N,) or None; extra: like x or None; all contiguous."""
+        y = _empty_like(x)
+        n = x.numel()
+        _C.fused_dropout(
+            op, record_bytes(record), mask.stream, mask.p, TYPES[x.dtype], x.data_ptr(), address(bias), address(extra),
+            y.data_ptr(), n, columns(x), 0, _threads(n),
+        )  # fmt: skip
+        return y
+
+    @staticmethod
+    def add_noise(record, stream: int, sigma: float, x: torch.Tensor) -> torch.Tensor:
+        """x + sigma * normal; x contiguous."""
+        y, n = _empty_like(x), x.numel()
+        _C.add_noise(
+            record_bytes(record), stream, TYPES[x.dtype], sigma, x.data_ptr(), y.data_ptr(), n, 0, _threads(n)
+        )
+        return y
+
+    @staticmethod
+    def stochastic_round(record, stream: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """fp32 x, contiguous, rounded to dtype."""
+        y, n = _empty_like(x, dtype=dtype), x.numel()
+        _C.stochastic_round(record_bytes(record), stream, TYPES[dtype], x.data_ptr(), y.data_ptr(), n, 0, _threads(n))
         return y
 
     @staticmethod
@@ -148,9 +186,8 @@ class Cpu:
             return out
         kind, tag = KINDS[fill.kind]
         size, one = (n,), (1,)  # contiguous all through: one dimension, logical index = position
-        address = 0 if p is None else p.data_ptr()
         _C.fill(
-            kind, record_bytes(record), fill.stream, tag, fill.type, address, out.data_ptr(), size, one, one, one, 0, 0,
+            kind, record_bytes(record), fill.stream, tag, fill.type, address(p), out.data_ptr(), size, one, one, one, 0, 0,
             _threads(n),
         )  # fmt: skip
         return out

@@ -11,11 +11,9 @@ import torch
 from . import keys
 from .errors import EverettError
 from .graph_key import GraphKey
-from .kernels import KINDS, TYPES, Fill, Mask, record_bytes, strided
+from .kernels import KINDS, TYPES, Fill, Mask, address, columns, record_bytes, strided
 from .pool import DirectPool
 
-_FP8 = {"float8_e4m3fn": 5, "float8_e5m2": 6}
-_TYPES = TYPES | {getattr(torch, name): number for name, number in _FP8.items() if hasattr(torch, name)}
 _NO_AFFINE = (0.0, 0.0, 0.0)
 OLDEST = (8, 0)  # compute capability of the first GPU that the kernels are built for (A100)
 _empty_like = torch.empty_like
@@ -25,7 +23,7 @@ class Cuda:
     """One GPU. index: its number; module: `_cuda`; generator: torch's default generator of the GPU; current_stream: gives
     the handle of torch's current stream there. Methods as those of `kernels.Cpu`."""
 
-    types = _TYPES
+    types = TYPES
 
     def __init__(self, index: int, module, generator, current_stream, device: torch.device):
         self._index = index
@@ -66,8 +64,8 @@ class Cuda:
             return y
         contiguous = x.is_contiguous() and (residual is None or residual.is_contiguous())
         arguments = (
-            mask.op(residual), self._record(record), mask.stream, mask.p, _TYPES[x.dtype], mask.affine or _NO_AFFINE,
-            x.data_ptr(), 0 if residual is None else residual.data_ptr(), y.data_ptr(),
+            mask.op(residual), self._record(record), mask.stream, mask.p, TYPES[x.dtype], mask.affine or _NO_AFFINE,
+            x.data_ptr(), address(residual), y.data_ptr(),
         )  # fmt: skip
         stream = self._current_stream(self._index)
         if contiguous and mask.batch == 0 and mask.mask_dims is None:
@@ -76,15 +74,38 @@ class Cuda:
             self._module.masked_strided(*arguments, *strided(x, residual, y, mask), 0, 0, self._index, stream)
         return y
 
+    def fused(self, op: int, record, mask: Mask, x: torch.Tensor, bias, extra) -> torch.Tensor:
+        y = _empty_like(x)
+        self._module.fused_dropout(
+            op, self._record(record), mask.stream, mask.p, TYPES[x.dtype], x.data_ptr(), address(bias), address(extra),
+            y.data_ptr(), x.numel(), columns(x), 0, self._index, self._current_stream(self._index),
+        )  # fmt: skip
+        return y
+
+    def add_noise(self, record, stream: int, sigma: float, x: torch.Tensor) -> torch.Tensor:
+        y = _empty_like(x)
+        self._module.add_noise(
+            self._record(record), stream, TYPES[x.dtype], sigma, x.data_ptr(), y.data_ptr(), x.numel(), 0, self._index,
+            self._current_stream(self._index),
+        )  # fmt: skip
+        return y
+
+    def stochastic_round(self, record, stream: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        y = _empty_like(x, dtype=dtype)
+        self._module.stochastic_round(
+            self._record(record), stream, TYPES[dtype], x.data_ptr(), y.data_ptr(), x.numel(), 0, self._index,
+            self._current_stream(self._index),
+        )  # fmt: skip
+        return y
+
     def fill(self, record: bytes | torch.Tensor, fill: Fill, p: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty(fill.shape, dtype=fill.dtype, device=self._device)
         n = out.numel()
         if n == 0:
             return out
         kind, tag = KINDS[fill.kind]
-        address = 0 if p is None else p.data_ptr()
         self._module.fill(
-            kind, self._record(record), fill.stream, tag, fill.type, address, out.data_ptr(), n, 0, 0, self._index,
+            kind, self._record(record), fill.stream, tag, fill.type, address(p), out.data_ptr(), n, 0, 0, self._index,
             self._current_stream(self._index),
         )  # fmt: skip
         return out

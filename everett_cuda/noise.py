@@ -12,7 +12,7 @@ import torch
 
 from . import kernels
 from .errors import EverettError
-from .kernels import TYPES, Fill
+from .kernels import NOISE_TYPES, Fill
 from .nonce import in_plain_eager, is_capturing, nonce_tensor
 from .ops import _check_stream, _Mix, _refuse_strange, _refuse_tracing
 
@@ -70,7 +70,7 @@ def _refuse_another(device, p: torch.Tensor) -> None:
 
 def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
-    if dtype not in TYPES and not (kind == "words" and dtype == torch.int32):
+    if dtype not in NOISE_TYPES and not (kind == "words" and dtype == torch.int32):
         raise TypeError(f"dtype: float32, float64, bfloat16 or float16, got {dtype}")
     device = _device(device)
     runs = kernels.of_device(device)

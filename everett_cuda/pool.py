@@ -17,6 +17,7 @@ import torch
 
 from . import _C, keys
 from .errors import EverettError
+from .kernels import address
 
 SLAB_WORDS = 2048  # of 64 bits: 16 KiB, 32 direct tokens for a batch of 64
 SLABS = 4
@@ -46,7 +47,7 @@ class DirectPool:
         Waits for the source as long as the settings allow. Under capture it takes what the lane will hold at replay.
         """
         stream = self._current_stream(self._index)
-        arguments = (self._index, kind, type_, 0 if p is None else p.data_ptr(), out.data_ptr(), out.numel())
+        arguments = (self._index, kind, type_, address(p), out.data_ptr(), out.numel())
         if self._module.capture_id(self._index, stream):
             return self._capture(arguments, stream)
         source = _current_source()

@@ -11,7 +11,7 @@ from processes import in_forked_child
 import everett_cuda as ev
 from everett_cuda import _C, kernels, keys
 from everett_cuda.errors import EverettError, ForkedError, HealthAlarm, SourceError, SourceExhausted, Starved
-from everett_cuda.kernels import INT32, KINDS, TYPES, Fill
+from everett_cuda.kernels import INT32, KINDS, NOISE_TYPES, Fill
 from everett_cuda.pool import LANE_WORDS, SLAB_WORDS, SLABS, DirectPool
 
 PLENTY = 120_000  # words: the ring is then more than half full, so slabs are copied ahead
@@ -29,7 +29,7 @@ class Gpu:
     def draw(self, kind="words", n=10, dtype=None, p=None):
         dtype = dtype or (torch.int32 if kind == "words" else torch.float32)
         out = torch.full((n,), 77).to(dtype)
-        self.pool.convert(KINDS[kind][0], INT32 if dtype == torch.int32 else TYPES[dtype], p, out)
+        self.pool.convert(KINDS[kind][0], INT32 if dtype == torch.int32 else NOISE_TYPES[dtype], p, out)
         return out
 
     @contextlib.contextmanager
@@ -105,7 +105,7 @@ SIZES = (1, 2, 3, 255, 1000, 2 * SLAB_WORDS + 1, 4 * SLAB_WORDS * SLABS + 6)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_are_the_cpus(gpu, ring, kind):
-    for dtype in (torch.int32,) if kind == "words" else TYPES:
+    for dtype in (torch.int32,) if kind == "words" else NOISE_TYPES:
         for n in SIZES[:4] if dtype != torch.float32 else SIZES:
             words = random_words(n + 2)
             p = torch.rand(n, dtype=torch.float64) if kind == "bernoulli" else None
@@ -152,7 +152,7 @@ def test_any_order_of_the_streams_gives_the_right_words(gpu, ring, seed):
     put(ring, words)
     results = []
     with gpu.deferred():
-        for i in range(60):
+        for _ in range(60):
             gpu.stream = (STREAM, OTHER)[random.integers(2)]
             results.append(gpu.draw(n=2 * int(random.integers(1, 700))))
             gpu.control.emulation_run(int(random.integers(1 << 30)), int(random.integers(6)))
@@ -420,7 +420,7 @@ def test_replays_on_two_streams_share_no_word_and_read_no_zero(gpu, ring, seed):
     at, seen = 10 + LANE_WORDS, []
     with gpu.deferred():
         for _ in range(12):
-            for stream, (out, graph) in zip((STREAM, OTHER), graphs, strict=True):
+            for stream, (_, graph) in zip((STREAM, OTHER), graphs, strict=True):
                 gpu.control.emulation_replay(graph, stream)
             gpu.control.emulation_run(int(random.integers(1 << 30)), int(random.integers(8)))
             put(ring, counted(LANE_WORDS, at))

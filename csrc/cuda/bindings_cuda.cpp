@@ -7,6 +7,7 @@
 #include "cuda/launch.h"
 #include "cuda/law_check.h"
 #include "cuda/masked.h"
+#include "cuda/subkey.h"
 
 namespace py = pybind11;
 using namespace everett;
@@ -83,10 +84,19 @@ void masked_strided(int op, const py::object& record, int generator, double p, i
   launch_masked_strided(call, layout, reinterpret_cast<cudaStream_t>(stream));
 }
 
+void subkeys(u64 key, u64 nonces, u64 out, u32 n, int device, u64 stream) {
+  if (n != 0 && (key == 0 || nonces == 0 || out == 0)) throw py::value_error("key, nonces and out must be device addresses");
+  if ((key | nonces | out) % alignof(u32) != 0) throw py::value_error("key, nonces and out must be multiples of 4");
+  DeviceGuard guard(device);
+  launch_subkeys(reinterpret_cast<const u32*>(key), reinterpret_cast<const u32*>(nonces), reinterpret_cast<Subkey*>(out), n,
+                 reinterpret_cast<cudaStream_t>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA side of everett_cuda: kernels on device memory.";
+  bind_pool(m);
   m.def("device_count", &device_count, "GPUs that this process can use; RuntimeError where the driver is too old.");
   m.def("law", &law, py::arg("generator"), py::arg("record"), py::arg("tag"), py::arg("s"), py::arg("p"), py::arg("what"),
         py::arg("first_block"), py::arg("blocks"), py::arg("stream") = 0,
@@ -100,5 +110,6 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("x_strides"), py::arg("extra_strides"), py::arg("out_strides"), py::arg("e_strides"), py::arg("e0"),
         py::arg("s"), py::arg("device"), py::arg("stream"),
         "The general form: any layout (strides in elements), any shard of a larger logical tensor.");
-  bind_pool(m);
+  m.def("subkeys", &subkeys, py::arg("key"), py::arg("nonces"), py::arg("out"), py::arg("n"), py::arg("device"),
+        py::arg("stream"), "n records of 48 bytes from a key of 32 bytes and n nonces of 16, all at device addresses.");
 }

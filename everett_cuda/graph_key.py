@@ -124,7 +124,7 @@ class GraphKey:
                 self._slot.reap()
 
     def forget(self) -> None:
-        """No key from here on: graphs that are replayed give NaN."""
+        """No key from here on. A graph that is replayed then stops with a CUDA error, as at a failed device assertion."""
         if self._slot is None or self._slot.forked:
             return
         with self._lock:

@@ -116,12 +116,11 @@ class Cuda:
             self.pool.convert(KINDS[fill.kind][0], fill.type, p, out)
         return out
 
-    @staticmethod
-    def _record(record: bytes | torch.Tensor) -> bytes | int:
+    def _record(self, record: bytes | torch.Tensor) -> bytes | int:
         """As the kernels take it: the bytes go with the launch, a record on the GPU is read there."""
         if type(record) is bytes:
             return record
-        return record.data_ptr() if record.is_cuda else record_bytes(record)
+        return record.contiguous().data_ptr() if record.device == self._device else record_bytes(record)
 
 
 def _load_module():

@@ -52,6 +52,7 @@ class Gpu:
 
     def replay(self, graph):
         self.control.emulation_replay(graph, self.stream)
+        assert self.control.emulation_error() == b""
 
 
 @pytest.fixture

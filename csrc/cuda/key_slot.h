@@ -1,5 +1,5 @@
-// The key of a GPU's graphs: 32 bytes at an address that captured kernels read at every replay. All zero means no key, and
-// kernels that find it so give NaN.
+// The key of a GPU's graphs: 32 bytes at an address that captured kernels read at every replay. All zero means no key: the
+// kernel that derives records from it then stops the GPU's work with an error (subkey.cu).
 //
 // A new key comes by a copy in the order of the given stream: replays queued there before see the old key, later ones the
 // new. The slot lives as long as the process, because a graph may be replayed at any time.

@@ -33,6 +33,8 @@ struct alignas(16) uint4 {
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
+[[noreturn]] inline void __trap() { throw std::runtime_error("a kernel trapped"); }
+
 template <class T>
 T atomicAdd(T* p, T value) {
   const T before = *p;

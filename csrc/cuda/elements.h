@@ -63,7 +63,11 @@ struct ElementE5m2 {
   }
   static __device__ __forceinline__ u32 pack(const float x[4]) {
     u32 word = e5m2_pair_finite(x[0], x[1]) | e5m2_pair_finite(x[2], x[3]) << 16;
-    for (int i = 0; i < 4; i++) word += (u32)(fabsf(x[i]) == as_f32(0x7F800000u)) << 8 * i;  // 0x7B is largest, 0x7C Inf
+    // Inf came out as the largest number, 0x7B, and is the pattern after it. To look for such a byte first costs 1.2
+    // instructions an element, to look at each x 3.4.
+    const u32 apart = (word & 0x7F7F7F7Fu) ^ 0x7B7B7B7Bu;
+    if (~(apart + 0x7F7F7F7Fu) & 0x80808080u)
+      for (int i = 0; i < 4; i++) word += (u32)(fabsf(x[i]) == as_f32(0x7F800000u)) << 8 * i;
     return word;
   }
 };

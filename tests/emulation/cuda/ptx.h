@@ -52,6 +52,27 @@ inline const Format<5, 2, true> e5m2;
 
 }  // namespace ptx
 
+using Shared = uintptr_t;
+
+inline Shared shared_address(const void* p) { return (Shared)p; }
+inline void store_shared(Shared at, u32 x, u32 y, u32 z, u32 w) {
+  *emulation::aligned((uint4*)at) = make_uint4(x, y, z, w);
+}
+inline u16 load_shared_half(Shared at) { return *emulation::aligned((const u16*)at); }
+template <int Words>
+void load_shared(Shared at, u32 x[Words]) {
+  struct alignas(4 * Words) Vector {
+    u32 x[Words];
+  };
+  const Vector v = *emulation::aligned((const Vector*)at);
+  for (int i = 0; i < Words; i++) x[i] = v.x[i];
+}
+template <class T, int N>
+void hide(T (&)[N], Shared, u32) {}
+
+template <class T>
+void compute_here(T&) {}
+
 // Two fp16 comparisons, greater or equal or unordered, of magnitudes.
 inline u32 at_least_15(u32 draws, u32 thresholds) {
   u32 r = 0;

@@ -70,6 +70,15 @@ void masked(int op, const py::object& record, int generator, double p, int type,
   launch_masked(call, (u64)n, e0, reinterpret_cast<cudaStream_t>(stream));
 }
 
+void masked_strided(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 x,
+                    u64 extra, u64 out, const py::tuple& size, const py::tuple& x_strides, const py::tuple& extra_strides,
+                    const py::tuple& out_strides, const py::tuple& e_strides, u64 e0, u32 s, int device, u64 stream) {
+  const MaskedCall call = masked_call(op, record, generator, p, type, affine, x, extra, out, s);
+  const Layout layout = layout_of(size, x_strides, extra_strides, out_strides, e_strides, e0);
+  DeviceGuard guard(device);
+  launch_masked_strided(call, layout, reinterpret_cast<cudaStream_t>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -82,4 +91,9 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("affine"), py::arg("x"), py::arg("extra"), py::arg("out"), py::arg("n"), py::arg("e0"), py::arg("s"),
         py::arg("device"), py::arg("stream"),
         "A masked op on n contiguous elements whose first has logical index e0. record: 48 bytes, or their device address.");
+  m.def("masked_strided", &masked_strided, py::arg("op"), py::arg("record"), py::arg("generator"), py::arg("p"),
+        py::arg("type"), py::arg("affine"), py::arg("x"), py::arg("extra"), py::arg("out"), py::arg("size"),
+        py::arg("x_strides"), py::arg("extra_strides"), py::arg("out_strides"), py::arg("e_strides"), py::arg("e0"),
+        py::arg("s"), py::arg("device"), py::arg("stream"),
+        "The general form: any layout (strides in elements), any shard of a larger logical tensor.");
 }

@@ -9,7 +9,6 @@
 #include "cuda/elements.h"
 #include "cuda/launch.h"
 #include "cuda/tile.h"
-#include "law/narrow.h"
 
 namespace everett {
 namespace {
@@ -65,7 +64,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<Type>) masked_ke
   constexpr int kElements = kVector<Type>, kVectors = 32 / kElements;  // of a lane in a tile
   constexpr int kEarly = kVectors < 8 ? kVectors : 8;                  // loaded before the draws are made
   using Stored = typename Type::Stored;
-  constexpr int kWarpBytes = kTileBytes + (kKeystreamBytes + 63) / 64 * 64;  // a tile begins at a multiple of 64
   alignas(64) __shared__ u8 shared[kWarps * kWarpBytes];
   const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const Shared tile = shared_address(shared) + warp * kWarpBytes;
@@ -87,17 +85,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<Type>) masked_ke
     u8* out = (u8*)p.out + at;
     uint4 v[kEarly];
     if (whole)
-      for (int q = 0; q < kEarly; q++) v[q] = __ldcs((const uint4*)(in + 512 * q));
+      for (int q = 0; q < kEarly; q++) v[q] = load_streaming(in + 512 * q);
     keep_tile<E, Wide>(stream, p.rule, block, lane, row);
     if (whole) {
       for (int q = 0; q < kVectors; q++) {
         uint4 x = v[q % kEarly], r = {};
-        if (q + kEarly < kVectors) v[q % kEarly] = __ldcs((const uint4*)(in + 512 * (q + kEarly)));
-        if (Op == MaskedOp::dropout_add) r = __ldcs((const uint4*)(extra + 512 * q));
+        if (q + kEarly < kVectors) v[q % kEarly] = load_streaming(in + 512 * (q + kEarly));
+        if (Op == MaskedOp::dropout_add) r = load_streaming(extra + 512 * q);
         u32 halves[kElements / 2];
         load_vector<kElements>(vectors, q, halves);
         masked_vector<Type, Op>((u32*)&x, (const u32*)&r, halves, p.by);
-        __stcs((uint4*)(out + 512 * q), x);
+        store_vector(out + 512 * q, x);
       }
     } else {
       u64 first_byte = at - lane * 16 - phase * sizeof(Stored);
@@ -110,25 +108,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<Type>) masked_ke
   }
 }
 
-template <class Type>
-typename Type::Word repeated(double dropped);
-template <>
-u64 repeated<ElementF64>(double x) { return as_u64(x); }
-template <>
-u32 repeated<ElementF32>(double x) { return as_u32((float)x); }
-template <>
-u32 repeated<ElementBf16>(double x) { return bf16_of<u32>((float)x) * 0x10001u; }
-template <>
-u32 repeated<ElementF16>(double x) { return f16_of<u32>((float)x) * 0x10001u; }
-template <>
-u32 repeated<ElementE4m3>(double x) { return e4m3_of<u32>((float)x) * 0x1010101u; }
-template <>
-u32 repeated<ElementE5m2>(double x) { return e5m2_of<u32>((float)x) * 0x1010101u; }
-
 template <class Type, MaskedOp Op, Engine E, bool Wide>
 void launch_one(const MaskedCall& c, u64 n, u64 e0, cudaStream_t stream) {
   using Stored = typename Type::Stored;
-  using Work = typename Type::Work;
   const u64 tiles = (n + (e0 & 31) + kTile - 1) / kTile, blocks = (tiles + kWarps - 1) / kWarps;
   const u64 resident = resident_blocks<masked_kernel<Type, Op, E, Wide>>(kThreads);
   const u64 grid = blocks < resident ? blocks : resident, step = grid * kWarps * kTile;
@@ -136,7 +118,7 @@ void launch_one(const MaskedCall& c, u64 n, u64 e0, cudaStream_t stream) {
                               keep_rule(c.threshold),
                               c.s,
                               rounds_of(c.generator),
-                              {(Work)c.scale, (Work)c.shift, repeated<Type>(c.dropped)},
+                              factors<Type>(c.scale, c.shift, c.dropped),
                               (const Stored*)c.in,
                               (const Stored*)c.extra,
                               (Stored*)c.out,
@@ -173,15 +155,7 @@ void with_op(const MaskedCall& c, u64 n, u64 e0, cudaStream_t stream) {
 
 void launch_masked(const MaskedCall& c, u64 n, u64 e0, cudaStream_t stream) {
   if (n == 0) return;
-  switch (c.type) {
-    case DType::f32: return with_op<ElementF32>(c, n, e0, stream);
-    case DType::f64: return with_op<ElementF64>(c, n, e0, stream);
-    case DType::bf16: return with_op<ElementBf16>(c, n, e0, stream);
-    case DType::f16: return with_op<ElementF16>(c, n, e0, stream);
-    case DType::f8e4m3: return with_op<ElementE4m3>(c, n, e0, stream);
-    case DType::f8e5m2: return with_op<ElementE5m2>(c, n, e0, stream);
-    case DType::u32: throw std::invalid_argument("masked ops have no uint32 form");
-  }
+  with_element(c.type, [&](auto type) { with_op<decltype(type)>(c, n, e0, stream); });
 }
 
 }  // namespace everett

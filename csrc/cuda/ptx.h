@@ -9,6 +9,14 @@
 
 namespace everett {
 
+// ---- 16 bytes of global memory, at a multiple of 16 -----------------------------------------------------------------
+
+// An input that nobody reads again soon gives way to others in the caches.
+__device__ __forceinline__ uint4 load_streaming(const u8* at) { return __ldcs((const uint4*)at); }
+
+// An output is what the next op reads, so it may stay there.
+__device__ __forceinline__ void store_vector(u8* at, uint4 x) { *(uint4*)at = x; }
+
 // ---- shared memory ---------------------------------------------------------------------------------------------------
 
 // An address in shared memory: 32 bits, which XOR and offsets suit better than pointers.

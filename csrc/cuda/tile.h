@@ -16,6 +16,8 @@ namespace everett {
 
 constexpr int kTile = 1024;  // half-words in a tile
 constexpr int kTileBytes = 2 * kTile;
+constexpr int kWarpBytes = kTileBytes + 64;  // of shared memory: a tile, at a multiple of 64, and behind it a Keystream's
+static_assert(kKeystreamBytes <= 64, "a keystream's part follows the tile");
 
 __device__ __forceinline__ Shared piece_at(Shared tile, u32 row, u32 piece) {
   return tile + row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
@@ -35,8 +37,9 @@ __device__ __forceinline__ Shared tile_row(Shared tile, u32 lane) {
   return Wide ? piece_at(tile, lane / 2, lane % 2 * 2) : piece_at(tile, lane, 0);
 }
 
-// The masks of 1024 elements into the warp's tile, in order, as half-words: all ones keep, 0 drop. `block` is the lane's
-// of the 32 blocks of 32 elements, `row` its tile_row. Begins and ends with a barrier of the warp.
+// The masks of 32 blocks of 32 elements into the rows of the warp's tile, as half-words: all ones keep, 0 drop. `block` is
+// the number of the lane's block, whose masks fill row `lane`; `row` is its tile_row. Begins and ends with a barrier of
+// the warp.
 template <Engine E, bool Wide>
 __device__ __forceinline__ void keep_tile(const Keystream<E>& t, const KeepRule& rule, u64 block, u32 lane, Shared row) {
   if constexpr (!Wide) {
@@ -47,17 +50,17 @@ __device__ __forceinline__ void keep_tile(const Keystream<E>& t, const KeepRule&
     __syncwarp();
     for (int c = 0; c < 4; c++) store_shared(row ^ (c << 4), x[4 * c], x[4 * c + 1], x[4 * c + 2], x[4 * c + 3]);
   } else {
-    // 32-bit draws take two blocks a row: first the draws of rows 0-15, then of rows 16-31.
+    // 32-bit draws take two blocks of the keystream a row. Two lanes make a row: first rows 0-15, then 16-31.
     __syncwarp();
 #pragma unroll 1
     for (u32 half = 0; half < 2; half++) {
-      const u64 draws = 2 * block - lane + 32 * half;
+      const u64 of_row = __shfl_sync(~0u, block, 16 * half + lane / 2);
       u32 x[16];
-      t.block(draws, x);
-      const bool more = dither_of(t.stream.subkey.dither, (u32)(draws >> 1)) < rule.f;
+      t.block(2 * of_row + lane % 2, x);
+      const bool more = dither_of(t.stream.subkey.dither, (u32)of_row) < rule.f;
       for (int j = 0; j < 8; j++) {
-        const auto dropped = [&](u32 h) { return h < rule.t || (h == rule.t && more); };
-        x[j] = ((dropped(x[2 * j]) ? 0u : 0xFFFFu) | (dropped(x[2 * j + 1]) ? 0u : 0xFFFF0000u)) & rule.possible;
+        const auto kept = [&](u32 h) { return h > rule.t || (h == rule.t && !more); };
+        x[j] = ((kept(x[2 * j]) ? 0xFFFFu : 0u) | (kept(x[2 * j + 1]) ? 0xFFFF0000u : 0u)) & rule.possible;
       }
       store_shared(row + half * (kTileBytes / 2), x[0], x[1], x[2], x[3]);
       store_shared((row ^ 16) + half * (kTileBytes / 2), x[4], x[5], x[6], x[7]);

@@ -4,12 +4,17 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings_layout.h"
+#include "cuda/bindings_record.h"
 #include "cuda/launch.h"
 #include "cuda/law_check.h"
 #include "cuda/masked.h"
 
 namespace py = pybind11;
 using namespace everett;
+
+namespace everett {
+void bind_fills(py::module_& m);
+}  // namespace everett
 
 namespace {
 
@@ -27,15 +32,6 @@ py::bytes law(int generator, const py::bytes& record, u32 tag, u32 s, double p, 
               reinterpret_cast<cudaStream_t>(stream));
   }
   return out;
-}
-
-// A record is 48 bytes, or the device address of 48 bytes.
-RecordSource record_source(const py::object& record) {
-  if (py::isinstance<py::bytes>(record)) return {record_from(record), nullptr};
-  const u64 address = record.cast<u64>();
-  if (address == 0 || address % alignof(Subkey) != 0)
-    throw py::value_error("a record's device address must be a multiple of 4, and not 0");
-  return {{}, reinterpret_cast<const Subkey*>(address)};
 }
 
 MaskedCall masked_call(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 in,
@@ -96,4 +92,5 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("x_strides"), py::arg("extra_strides"), py::arg("out_strides"), py::arg("e_strides"), py::arg("e0"),
         py::arg("s"), py::arg("device"), py::arg("stream"),
         "The general form: any layout (strides in elements), any shard of a larger logical tensor.");
+  bind_fills(m);
 }

@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
 class HotPath(NamedTuple):
     instructions: int
     alu: int  # of these on the integer pipe (a rough class by opcode)
-    loads: dict  # opcode: number, of memory instructions
+    memory: dict  # opcode: number, of loads and stores
 
 
 def tool(name):
@@ -58,14 +58,16 @@ def _demangled(name):
     return full
 
 
-def kernels(cubin):
-    """Every kernel of a cubin (or of one architecture in an object file), by its demangled name without namespaces."""
-    usage = subprocess.run([tool("cuobjdump"), "-res-usage", cubin], capture_output=True, text=True, check=True)
-    used = {m[1]: (int(m[2]), int(m[3])) for m in re.finditer(
-        r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)}  # fmt: skip
-    listing = subprocess.run([tool("cuobjdump"), "-sass", cubin], capture_output=True, text=True, check=True).stdout
+def _cuobjdump(*arguments):
+    return subprocess.run([tool("cuobjdump"), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def kernels(path, arch="sm_90"):
+    """Every kernel for one architecture in an object file or module, by its demangled name without namespaces."""
+    usage = _cuobjdump("-res-usage", "-arch", arch, path)
+    used = {m[1]: (int(m[2]), int(m[3])) for m in re.finditer(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)}
     result = {}
-    for part in listing.split("Function : ")[1:]:
+    for part in _cuobjdump("-sass", "-arch", arch, path).split("Function : ")[1:]:
         mangled, body = part.split("\n", 1)
         found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?\s*([A-Z][^;]*);", body)
         instructions = [Instruction(int(a, 16), text.strip(), p.strip()) for a, p, text in found]
@@ -97,30 +99,32 @@ def _blocks(instructions):
     return blocks
 
 
-def hot_path(kernel):
-    """The hot path of the kernel's loop, or None where no loop moves 16 bytes at a time."""
+def hot_path(kernel, inner_turns=1):
+    """The hot path of the kernel's loop, or None where no loop moves 16 bytes at a time. A loop inside of it (rounds that
+    are counted at run time) counts `inner_turns` times."""
     instructions = kernel.instructions
     blocks = _blocks(instructions)
 
-    def moves(s):
-        return sum(bool(re.match(r"(LDG|STG)\.E\.(\w+\.)*128", instructions[k].opcode)) for k in blocks[s][0])
+    def worth(s):
+        moves = sum(bool(re.match(r"(LDG|STG)\.E\.(\w+\.)*128", instructions[k].opcode)) for k in blocks[s][0])
+        return moves, s in blocks[s][1], -len(blocks[s][0])  # 16-byte moves, then inner loops, then few instructions
 
     best = None
     for head in blocks:
-        # Blocks are in address order and only a jump back closes a loop: longest path over the forward edges from head.
-        value, came = {head: (moves(head), -len(blocks[head][0]))}, {head: None}
+        # Only a jump back closes a loop, and blocks are in address order: the best path over the jumps ahead from head.
+        value, came = {head: worth(head)}, {head: None}
         for s in sorted(b for b in blocks if b >= head):
             if s not in value:
                 continue
             for t in blocks[s][1]:
                 if t > s:
-                    v = (value[s][0] + moves(t), value[s][1] - len(blocks[t][0]))
+                    v = tuple(a + b for a, b in zip(value[s], worth(t), strict=True))
                     if t not in value or v > value[t]:
                         value[t], came[t] = v, s
                 elif t == head and value[s][0] and (best is None or value[s] > best[0]):
                     path, at = [], s
                     while at is not None:
-                        path += blocks[at][0]
+                        path += list(blocks[at][0]) * (inner_turns if at in blocks[at][1] else 1)
                         at = came[at]
                     best = (value[s], path)
     if best is None:
@@ -128,6 +132,6 @@ def hot_path(kernel):
     path = [instructions[k] for k in best[1]]
     memory = {}
     for i in path:
-        if i.opcode.startswith(("LD", "ST", "RED", "ATOM")):
+        if i.opcode.startswith(("LDG", "LDL", "LDS", "LD.", "STG", "STL", "STS", "ST.", "RED", "ATOM")):
             memory[i.opcode] = memory.get(i.opcode, 0) + 1
     return HotPath(len(path), sum(i.opcode.startswith(ALU) for i in path), memory)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from elements import same
 
 from everett_cuda import _C
 from everett_cuda.reference import ieee, keepdrop, stream
@@ -23,15 +24,10 @@ def isa(request):
 
 def _run(op, x, extra, p, type_, e0=0, generator=0, affine=(0.0, 0.0, 0.0)):
     out = np.full_like(x, 0xA5)
-    one = (1,)
-    _C.masked_strided(op, RECORD.astype("<u4").tobytes(), generator, p, type_, affine, x.ctypes.data,
-                      0 if extra is None else extra.ctypes.data, out.ctypes.data, (len(x),), one, one, one, one, e0, 0, 1)  # fmt: skip
+    extra = x if extra is None else extra
+    _C.masked_strided(op, RECORD.astype("<u4").tobytes(), generator, p, type_, affine, x.ctypes.data, extra.ctypes.data,
+                      out.ctypes.data, (len(x),), (1,), (1,), (1,), (1,), e0, 0, 1)  # fmt: skip
     return out
-
-
-def _same(got, expected, dtype):
-    nan = np.isnan(ieee.from_fp8(expected, dtype))
-    return np.array_equal(np.isnan(ieee.from_fp8(got, dtype)), nan) and np.array_equal(got[~nan], expected[~nan])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,7 +40,7 @@ def test_reference_agrees_with_torch(dtype):
     middles = ((finite[1:].astype(np.float64) + finite[:-1]) / 2).astype(np.float32)  # exact: every tie
     x = np.concatenate([finite, middles, np.nextafter(middles, np.inf), np.nextafter(middles, -np.inf), [np.nan]])
     x = x.astype(np.float32)
-    assert _same(ieee.fp8_of(x, dtype), torch.from_numpy(x).to(torch_dtype).view(torch.uint8).numpy(), dtype)
+    assert same(ieee.fp8_of(x, dtype), torch.from_numpy(x).to(torch_dtype).view(torch.uint8).numpy(), dtype)
     assert values.max(initial=0, where=np.isfinite(values)) == largest
 
 
@@ -57,9 +53,9 @@ def test_masked_ops_match_reference(isa, dtype):
         keep = keepdrop.keep_mask(RECORD, p, np.arange(n, dtype=np.uint64) + np.uint64(e0), stream.GENERATORS[generator])
         affine = (0.8791, 0.1518, -1.3936)
         got = [_run(op, x, r, p, type_, e0, generator, affine) for op in range(3)]
-        assert _same(got[0], keepdrop.masked(x, keep, p, dtype), dtype)
-        assert _same(got[1], keepdrop.masked_add(x, r, keep, p, dtype), dtype)
-        assert _same(got[2], keepdrop.masked_affine(x, keep, affine, dtype), dtype)
+        assert same(got[0], keepdrop.masked(x, keep, p, dtype), dtype)
+        assert same(got[1], keepdrop.masked_add(x, r, keep, p, dtype), dtype)
+        assert same(got[2], keepdrop.masked_affine(x, keep, affine, dtype), dtype)
         assert not got[0][~keep].any(), "a dropped element is +0, NaN or not"
 
 

@@ -8,6 +8,7 @@
 #include "cuda/launch.h"
 #include "cuda/law_check.h"
 #include "cuda/masked.h"
+#include "cuda/subkey.h"
 
 namespace py = pybind11;
 using namespace everett;
@@ -75,6 +76,14 @@ void masked_strided(int op, const py::object& record, int generator, double p, i
   launch_masked_strided(call, layout, reinterpret_cast<cudaStream_t>(stream));
 }
 
+void subkeys(u64 key, u64 nonces, u64 out, u32 n, int device, u64 stream) {
+  if (n != 0 && (key == 0 || nonces == 0 || out == 0)) throw py::value_error("key, nonces and out must be device addresses");
+  if ((key | nonces | out) % alignof(u32) != 0) throw py::value_error("key, nonces and out must be multiples of 4");
+  DeviceGuard guard(device);
+  launch_subkeys(reinterpret_cast<const u32*>(key), reinterpret_cast<const u32*>(nonces), reinterpret_cast<Subkey*>(out), n,
+                 reinterpret_cast<cudaStream_t>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -92,5 +101,7 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("x_strides"), py::arg("extra_strides"), py::arg("out_strides"), py::arg("e_strides"), py::arg("e0"),
         py::arg("s"), py::arg("device"), py::arg("stream"),
         "The general form: any layout (strides in elements), any shard of a larger logical tensor.");
+  m.def("subkeys", &subkeys, py::arg("key"), py::arg("nonces"), py::arg("out"), py::arg("n"), py::arg("device"),
+        py::arg("stream"), "n records of 48 bytes from a key of 32 bytes and n nonces of 16, all at device addresses.");
   bind_fills(m);
 }

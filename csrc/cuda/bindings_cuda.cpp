@@ -15,6 +15,7 @@ using namespace everett;
 
 namespace everett {
 void bind_fills(py::module_& m);
+void bind_fused_cuda(py::module_& m);
 }  // namespace everett
 
 namespace {
@@ -104,4 +105,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("subkeys", &subkeys, py::arg("key"), py::arg("nonces"), py::arg("out"), py::arg("n"), py::arg("device"),
         py::arg("stream"), "n records of 48 bytes from a key of 32 bytes and n nonces of 16, all at device addresses.");
   bind_fills(m);
+  bind_fused_cuda(m);
 }

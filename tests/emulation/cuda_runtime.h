@@ -24,7 +24,7 @@
 
 // ---- vectors and instructions ---------------------------------------------------------------------------------------
 
-struct uint2 {
+struct alignas(8) uint2 {
   unsigned x, y;
 };
 struct alignas(16) uint4 {

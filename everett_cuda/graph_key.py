@@ -45,6 +45,8 @@ class GraphKey:
         capture makes the key, which cannot be made during it."""
         if not self._ready:
             self._refresh(stream)
+            # Loads the two kernels of a capture: CUDA loads a kernel at its first launch, which is better not a captured one.
+            self._records(torch.empty(1, 2, dtype=torch.int64, device=self._device).random_(-(2**63), None), stream)
 
     def _refresh(self, stream: int) -> None:
         with self._lock:
@@ -94,6 +96,9 @@ class GraphKey:
             # The graph draws the forward's records again at replay, from the same nonces: the key must not change in
             # between, and only the user knows when it may.
             self._recomputed = True
+        return self._records(nonces, stream)
+
+    def _records(self, nonces: torch.Tensor, stream: int) -> torch.Tensor:
         records = torch.empty(nonces.shape[0], 12, dtype=torch.int32, device=self._device)
         self._module.subkeys(
             self._slot.address, nonces.data_ptr(), records.data_ptr(), nonces.shape[0], self._index, stream

@@ -50,9 +50,10 @@ __global__ void direct_kernel(DirectCall call, WordSource from, u64 first, u64 g
   if (g >= granules) return;
   const u64 start = start_of(from), value = (first + g) * values;
   if (start == kNoWords) return store_poison(call, value, values);
-  u32 w[4] = {0, 0, 0, 0};
-  for (int j = 0; j < words; j++) {
-    const u64 word = from.words[(start + g * words + j) & from.mask];
+  u32 w[4];
+  EV_UNROLL
+  for (int j = 0; j < 2; j++) {
+    const u64 word = j < words ? from.words[(start + g * words + j) & from.mask] : 0;
     w[2 * j] = (u32)word, w[2 * j + 1] = (u32)(word >> 32);
   }
   store_granule(call, w, value);

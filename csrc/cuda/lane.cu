@@ -44,7 +44,13 @@ u64 power_of_two(u64 n) {
 }  // namespace
 
 Lane::Lane(int device, u64 capacity)
-    : capacity_(power_of_two(capacity)), memory_(device, kStateBytes + capacity * sizeof(u64)), staging_(capacity * sizeof(u64)) {}
+    : capacity_(power_of_two(capacity)), memory_(device, kStateBytes + capacity * sizeof(u64)), staging_(capacity * sizeof(u64)) {
+  // CUDA loads a kernel when it is first asked for, which is better not during a capture.
+  DeviceGuard guard(device);
+  cudaFuncAttributes a;
+  check(cudaFuncGetAttributes(&a, reserve_kernel), "loading reserve_kernel");
+  check(cudaFuncGetAttributes(&a, finish_kernel), "loading finish_kernel");
+}
 
 WordSource Lane::reserve(u64 n, u64* start, cudaStream_t stream) {
   if (n > capacity_)

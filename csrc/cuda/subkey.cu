@@ -5,7 +5,7 @@
 // assertion does. A replayed graph has no other way to say no: whatever it computed would pass for random.
 #include "cuda/subkey.h"
 
-#include <stdio.h>
+#include <assert.h>
 
 #include "cuda/launch.h"
 
@@ -20,10 +20,7 @@ __global__ void __launch_bounds__(kThreads) subkey_kernel(const u32* key, const 
   u32 k[8], nonce[4];
   u32 any = 0;
   for (int j = 0; j < 8; j++) k[j] = key[j], any |= k[j];
-  if (any == 0) {
-    printf("everett_cuda: a CUDA graph was replayed without a key. Open a source with ev.open(...) before the replay.\n");
-    __trap();
-  }
+  assert(any != 0 && "a CUDA graph was replayed without a key: open a source with ev.open(...) before the replay");
   for (int j = 0; j < 4; j++) nonce[j] = nonces[4 * (u64)i + j];
   records[i] = derive_subkey(k, nonce);
 }

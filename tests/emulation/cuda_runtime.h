@@ -33,8 +33,6 @@ struct alignas(16) uint4 {
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-[[noreturn]] inline void __trap() { throw std::runtime_error("a kernel trapped"); }
-
 template <class T>
 T atomicAdd(T* p, T value) {
   const T before = *p;
@@ -111,6 +109,7 @@ inline const char* cudaGetErrorString(cudaError_t e) {
   }
 }
 
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* n) {
   *n = emulation::state.devices;
   return *n ? cudaSuccess : cudaErrorNoDevice;
@@ -127,6 +126,11 @@ inline cudaError_t cudaSetDevice(int device) {
 // 2 and 3 multiprocessors: few, so that small tests have more tiles than warps.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
   *value = 2 + device;
+  return cudaSuccess;
+}
+struct cudaFuncAttributes {};
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
   return cudaSuccess;
 }
 template <class Kernel>

@@ -6,6 +6,7 @@ CPU tensors stand in for CUDA tensors: the table of kernels is told that the "de
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -226,22 +227,28 @@ def test_freshness_step_keeps_a_key_for_each_gpu(emulated, gpu):
     assert draws == [_C.derive_record(key(k), n) for k, n in zip((0, 2, 0, 2), at, strict=True)]
 
 
-def test_threads_never_read_one_offset(gpu):
-    """Two autograd threads on one generator; with the lock no nonce appears twice."""
-    gpu.kernels.draw()
-    nonces, original = [], keys._cuda_nonce
+def test_threads_never_read_one_offset():
+    """Autograd threads on one generator, and other threads get their turn just after the offset was read."""
+
+    class Yielding(Generator):
+        def get_offset(self):
+            offset = super().get_offset()
+            time.sleep(1e-5)
+            return offset
+
+    generator, nonce, seen = Yielding(), keys._cuda_nonce, []
 
     def draws():
-        for _ in range(150):
-            original.fill(gpu.generator)
-            nonces.append(tuple(original._words))
+        for _ in range(50):
+            nonce.fill(generator)
+            seen.append(tuple(nonce._words))
 
-    threads = [threading.Thread(target=draws) for _ in range(6)]
+    threads = [threading.Thread(target=draws) for _ in range(4)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert len(set(nonces)) == len(nonces) == 900 and gpu.generator.offset == 4 * 901
+    assert len(set(seen)) == len(seen) == 200 and generator.offset == 800
 
 
 # --- recomputation ------------------------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ inline const char* cudaGetErrorString(cudaError_t e) {
   }
 }
 
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* n) {
   *n = emulation::state.devices;
   return *n ? cudaSuccess : cudaErrorNoDevice;

@@ -8,7 +8,7 @@ never given back while the process lives.
 
 import torch
 
-from . import keys
+from . import followers, keys
 from .errors import EverettError
 from .graph_key import GraphKey
 from .kernels import KINDS, TYPES, Fill, Mask, address, columns, record_bytes, strided
@@ -186,6 +186,6 @@ def open_gpu(index: int) -> Cuda:
     gpu = Cuda(
         index, module, torch.cuda.default_generators[index], torch._C._cuda_getCurrentRawStream, torch.device("cuda", index)
     )
-    keys.follow(gpu.graph_key)
-    keys.follow(gpu.pool)
+    followers.follow(gpu.graph_key)
+    followers.follow(gpu.pool)
     return gpu

@@ -9,12 +9,11 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from . import _C
+from . import _C, followers
 from .errors import (
     ForkedError,
     HealthAlarm,
@@ -178,34 +177,7 @@ def _end_step(by_optimizer: bool) -> None:
         keyring.boundary_ignored()
         return
     keyring.boundary(sequence_nr())
-    for follower in _followers:
-        follower.end_step(by_optimizer)
-
-
-class Follower(Protocol):
-    """What keeps secrets of its own on a GPU, and so must hear of steps and of the end."""
-
-    def end_step(self, by_optimizer: bool) -> None:
-        """A step ended, outside backwards and captures; by_optimizer: without the user's asking."""
-
-    def forget(self) -> None:
-        """The source was closed: secrets must go."""
-
-    def status(self) -> str:
-        """One line for `ev.status()`; empty where there is nothing to tell."""
-
-
-_followers: list[Follower] = []
-
-
-def follow(follower: Follower) -> None:
-    """From now on `follower` hears of every step's end and of the source's closing."""
-    _followers.append(follower)
-
-
-def followers_status() -> tuple[str, ...]:
-    """What the followers tell of themselves, a line each."""
-    return tuple(line for follower in _followers if (line := follower.status()))
+    followers.end_step(by_optimizer)
 
 
 def set_freshness(freshness: str) -> None:
@@ -305,8 +277,7 @@ def detach() -> None:
     global _keyring, _explain
     with _lock:
         _keyring = _explain = None
-    for follower in _followers:
-        follower.forget()
+    followers.forget()
 
 
 def _open_from_environment() -> "_C.Keyring":

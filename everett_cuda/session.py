@@ -4,7 +4,7 @@ import os
 import threading
 from dataclasses import dataclass
 
-from . import _C, keys
+from . import _C, followers, keys
 from .errors import SourceNotOpen
 from .source import Source
 from .source_status import SourceStatus
@@ -82,4 +82,4 @@ class Status:
 def status() -> Status:
     """What bits this process uses and where they come from; print it. ForkedError in a child of the opener."""
     source = None if _source is None else _source.status()
-    return Status(source, keys.counters(), keys.settings(), keys.followers_status())
+    return Status(source, keys.counters(), keys.settings(), followers.status())

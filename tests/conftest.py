@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
+import emulated_gpu
 import emulation
 import numpy as np
 import pytest
 from devices import lamp
 
-from everett_cuda import _C, keys
+from everett_cuda import _C, followers, kernels, keys
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,6 +42,16 @@ def ring():
     keys.detach()
     keys.set_freshness("op")
     keys.configure(on_starved="stretch", max_stretch=2**16, timeout_s=60.0)
+
+
+@pytest.fixture
+def gpu(emulated, ring, monkeypatch):
+    """An emulated GPU behind CPU tensors, with 4,000 numbered keys."""
+    ring.put(emulated_gpu.numbered(4000))
+    gpu = emulated_gpu.EmulatedGpu(emulated)
+    monkeypatch.setitem(kernels._by_index, -1, gpu.kernels)
+    monkeypatch.setattr(followers, "_all", [gpu.kernels.graph_key, gpu.kernels.pool])
+    return gpu
 
 
 @pytest.fixture(params=["op", "step"])

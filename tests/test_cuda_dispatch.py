@@ -1,9 +1,8 @@
-"""Ops on a GPU, with the CUDA module emulated: nonces, keys, streams, devices, captured graphs, and errors without a GPU.
+"""Ops on a GPU, with the CUDA module emulated: nonces, keys, streams, devices, and errors without a GPU.
 
 CPU tensors stand in for CUDA tensors: the table of kernels is told that the "device" of CPU tensors is an emulated GPU.
 """
 
-import re
 import subprocess
 import sys
 import threading
@@ -12,100 +11,17 @@ import time
 import numpy as np
 import pytest
 import torch
+from emulated_gpu import EmulatedGpu, Generator, as_numpy, key, numbered, record_words, same_bits
 from recompute import BOTH, ck, leaf
 
 import everett_cuda as ev
 from everett_cuda import _C, kernels, kernels_cuda, keys
-from everett_cuda.errors import EverettError, HealthAlarm, ReplayMiss
+from everett_cuda.errors import EverettError, ReplayMiss
 from everett_cuda.kernels import Mask
 from everett_cuda.reference import keepdrop
 
-STREAM = 5  # the handle of torch's current stream
 FLOATS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16",
           torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}  # fmt: skip
-
-
-class Generator:
-    """Stands in for torch's generator of a GPU: a seed, and an offset in steps of 4."""
-
-    def __init__(self, seed=2**63 + 11):
-        self.seed, self.offset = seed, 0
-
-    def initial_seed(self):
-        return self.seed
-
-    def get_offset(self):
-        return self.offset
-
-    def set_offset(self, offset):
-        assert offset % 4 == 0
-        self.offset = offset
-
-
-class EmulatedGpu:
-    def __init__(self, module, index=0):
-        self.module, self.control, self.index, self.stream, self.kept = module, module.control, index, STREAM, []
-        self.generator = Generator()
-        self.kernels = kernels_cuda.Cuda(index, module, self.generator, lambda _: self.stream, torch.device("cpu"))
-
-    def nonce(self, back=1):
-        """The nonce of the last draw but `back - 1`."""
-        return np.array([self.generator.seed, self.generator.offset - 4 * back], "<u8").tobytes()
-
-    def captured(self, op):
-        """(op's result, number of the graph). What is allocated meanwhile is kept, as the memory of a graph is."""
-        empty, empty_like = torch.empty, kernels_cuda._empty_like
-
-        def keep(allocate):
-            return lambda *args, **kwargs: self.kept.append(allocate(*args, **kwargs)) or self.kept[-1]
-
-        self.control.emulation_begin_capture(self.stream)
-        try:
-            torch.empty, kernels_cuda._empty_like = keep(empty), keep(empty_like)
-            result = op()
-        finally:
-            torch.empty, kernels_cuda._empty_like = empty, empty_like
-            graph = self.control.emulation_end_capture()
-        return result, graph
-
-    def replay(self, graph):
-        self.control.emulation_replay(graph, self.stream)
-        if error := self.control.emulation_error():
-            raise RuntimeError(error.decode())
-
-
-@pytest.fixture
-def gpu(emulated, ring, monkeypatch):
-    """An emulated GPU behind CPU tensors, with 4,000 numbered keys: the first one drawn goes to the GPU's graphs."""
-    ring.put(numbered(4000))
-    gpu = EmulatedGpu(emulated)
-    monkeypatch.setitem(kernels._by_index, -1, gpu.kernels)
-    monkeypatch.setattr(keys, "_followers", [gpu.kernels.graph_key, gpu.kernels.pool])
-    return gpu
-
-
-def numbered(n):
-    return b"".join(i.to_bytes(32, "little") for i in range(1, n + 1))
-
-
-def key(number):
-    """The key of draw `number`, from 0: the first goes to the graphs."""
-    return (number + 2).to_bytes(32, "little")
-
-
-def record_words(key_bytes, nonce):
-    return np.frombuffer(_C.derive_record(key_bytes, nonce), "<u4")
-
-
-def as_numpy(t):
-    t = t.detach().contiguous()
-    if t.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
-        return t.view(torch.uint16 if t.dtype == torch.bfloat16 else torch.uint8).numpy()
-    return t.numpy()
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and as_numpy(a).tobytes() == as_numpy(b).tobytes()
 
 
 # --- values -------------------------------------------------------------------------------------------------------------
@@ -366,199 +282,6 @@ def test_a_recomputation_from_another_state_raises(gpu, reentrant):
     y = ck(lambda x: torch.exp(ev.dropout(torch.sin(x), 0.5)), x, reentrant)
     with pytest.raises(ReplayMiss, match="preserve_rng_state"):
         y.sum().backward()
-
-
-# --- captured graphs ----------------------------------------------------------------------------------------------------
-
-
-def warm(gpu):
-    ev.dropout(torch.randn(4), 0.5)
-
-
-def test_a_graphs_masks_follow_the_key_and_its_backward_the_forward(gpu):
-    warm(gpu)
-    x, ones = torch.randn(3000).requires_grad_(), torch.ones(3000)
-
-    def step():  # of our ops only: the emulation captures no others
-        y = ev.dropout(ev.dropout(x, 0.2), 0.5)
-        return y, torch.autograd.grad(y, x, ones)[0]
-
-    (y, grad), graph = gpu.captured(step)
-    seen = []
-    for _ in range(3):
-        keys.step()
-        gpu.replay(graph)
-        assert torch.equal(y.detach(), x.detach() * grad) and set(grad.tolist()) == {0.0, 2.5}
-        seen.append(tuple((grad != 0).tolist()))
-    assert len(set(seen)) == 3  # a new key, and a new mask
-    gpu.replay(graph)
-    assert tuple((grad != 0).tolist()) == seen[-1]  # the emulation draws the nonces once only, at capture
-    assert gpu.kernels.graph_key.refreshes == 4
-    assert 0.35 < np.mean(seen) < 0.45
-
-
-def test_a_graphs_records_are_derived_from_the_key_that_lies_on_the_gpu(gpu):
-    warm(gpu)
-    nonces = torch.randint(-(2**63), 2**63 - 1, (5, 2), dtype=torch.int64)
-    records, graph = gpu.captured(lambda: gpu.kernels.graph_key.derive(nonces, STREAM))
-    for number in (2, 3):  # key 0 came first, key 1 served the warm-up
-        keys.step()
-        gpu.replay(graph)
-        for nonce, record in zip(nonces, records, strict=True):
-            expected = _C.derive_record((number + 1).to_bytes(32, "little"), nonce.numpy().tobytes())
-            assert record.numpy().tobytes() == expected
-
-
-def test_captured_noise_and_fused_ops_follow_the_key(gpu):
-    warm(gpu)
-    x, b = torch.randn(30, 40), torch.randn(40)
-
-    def step():
-        return [ev.randn(500), ev.rand(500), ev.bias_gelu_dropout(x, b, 0.5), ev.bias_dropout_add(x, b, x, 0.5)]
-
-    outs, graph = gpu.captured(step)
-    seen = []
-    for _ in range(2):
-        keys.step()
-        gpu.replay(graph)
-        seen.append([o.clone() for o in outs])
-    assert all(not torch.equal(a, c) and torch.isfinite(a).all() for a, c in zip(*seen, strict=True))
-
-
-def test_each_captured_op_has_a_record_of_its_own(gpu):
-    warm(gpu)
-    x = torch.ones(400)
-    outs, graph = gpu.captured(lambda: [ev.dropout(x, 0.5) for _ in range(150)])
-    gpu.replay(graph)
-    assert len({tuple(y.tolist()) for y in outs}) == 150
-    again, graph = gpu.captured(lambda: ev.dropout(x, 0.5))
-    gpu.replay(graph)
-    assert tuple(again.tolist()) not in {tuple(y.tolist()) for y in outs}
-
-
-def test_a_capture_draws_nothing_from_the_source_nor_the_generators_offset(gpu):
-    warm(gpu)
-    before = keys.counters(), gpu.generator.offset
-    gpu.captured(lambda: ev.dropout(torch.ones(40), 0.5))
-    assert (keys.counters(), gpu.generator.offset) == before
-
-
-def test_capturing_before_a_key_is_there_raises_before_anything_is_captured(gpu):
-    gpu.control.emulation_begin_capture(STREAM)
-    launches = gpu.control.emulation_launches()
-    with pytest.raises(EverettError, match="captured on cuda:0 before its key is there.*run the model once"):
-        ev.dropout(torch.ones(40), 0.5)
-    gpu.control.emulation_end_capture()
-    assert gpu.control.emulation_launches() == launches
-
-
-def test_steps_refresh_only_keys_that_a_graph_reads(gpu):
-    warm(gpu)
-    for _ in range(3):
-        keys.step()
-    assert gpu.kernels.graph_key.refreshes == 1 and keys.counters()["fresh"] == 2
-    gpu.captured(lambda: ev.dropout(torch.ones(40), 0.5))
-    for _ in range(3):
-        keys.step()
-    assert gpu.kernels.graph_key.refreshes == 4
-
-
-def test_the_status_tells_the_age_of_the_key_that_graphs_read(gpu):
-    warm(gpu)
-    assert keys.followers_status() == ()
-    gpu.captured(lambda: ev.dropout(torch.ones(40), 0.5))
-    (line,) = keys.followers_status()
-    assert re.fullmatch(r"graphs: +cuda:0 reads its key number 1, \d+\.\d s old", line)
-    assert str(ev.status()).endswith("none open")
-    keys.detach()
-    assert "no key" in keys.followers_status()[0]
-
-
-def test_no_key_changes_during_a_capture_or_inside_a_backward(gpu):
-    warm(gpu)
-    gpu.captured(lambda: ev.dropout(torch.ones(40), 0.5))
-    gpu.captured(keys.step)
-    x = torch.ones(3, requires_grad=True)
-    x.register_hook(lambda _: keys.step())
-    x.sum().backward()
-    assert gpu.kernels.graph_key.refreshes == 1 and keys.counters()["boundaries_ignored"] == 1
-
-
-def test_the_optimizers_hook_refreshes_unless_a_captured_backward_recomputes(gpu):
-    warm(gpu)
-    graph_key = gpu.kernels.graph_key
-    nonces = torch.zeros(1, 2, dtype=torch.int64)
-    gpu.captured(lambda: graph_key.derive(nonces, STREAM))
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    optimizer.step()
-    assert graph_key.refreshes == 2
-    x = torch.ones(3, requires_grad=True)
-    x.register_hook(lambda _: gpu.kept.append(graph_key.derive(nonces, STREAM)))
-    gpu.captured(x.sum().backward)
-    optimizer.step()
-    assert graph_key.refreshes == 2
-    keys.step()
-    assert graph_key.refreshes == 3
-
-
-@BOTH
-def test_a_recomputation_inside_a_capture_raises(gpu, reentrant):
-    """torch cannot restore the RNG state there (here nobody does), so the mask would be another one."""
-    warm(gpu)
-    x = leaf()
-    with pytest.raises(ReplayMiss, match="captured graph"):
-        gpu.captured(lambda: ck(lambda x: torch.exp(ev.dropout(x, 0.5)), x, reentrant).sum().backward())
-
-
-def test_a_key_in_flight_is_read_by_later_replays_only_and_wiped_when_it_arrived(gpu):
-    warm(gpu)
-    slot = gpu.kernels.graph_key._slot
-    x = torch.ones(500)
-    y, graph = gpu.captured(lambda: ev.dropout(x, 0.5))
-    gpu.control.emulation_defer(1)
-    seen = []
-    for _ in range(6):  # more steps than the slot has staging for
-        gpu.replay(graph)
-        keys.step()
-        gpu.control.emulation_run(0, 1)
-    assert not slot.staging_all_zero
-    gpu.control.emulation_defer(0)
-    slot.reap()
-    assert slot.staging_all_zero
-    last = _C.derive_record((8).to_bytes(32, "little"), bytes(16))  # keys 1 (graphs), 2 (warm-up), 3 to 8
-    nonces = torch.zeros(1, 2, dtype=torch.int64)
-    records, graph = gpu.captured(lambda: gpu.kernels.graph_key.derive(nonces, STREAM))
-    gpu.replay(graph)
-    assert records[0].numpy().tobytes() == last and not seen
-
-
-def test_an_alarm_stops_the_next_step(gpu, ring):
-    warm(gpu)
-    gpu.captured(lambda: ev.dropout(torch.ones(40), 0.5))
-    ring.destroy_unread()
-    ring.end(_C.Take.alarm)
-    with pytest.raises(HealthAlarm):
-        keys.step()
-    assert gpu.kernels.graph_key._slot.staging_all_zero
-
-
-def test_after_closing_replays_stop_and_opening_again_brings_a_key(gpu, ring):
-    warm(gpu)
-    x, ones = torch.ones(2000).requires_grad_(), torch.ones(2000)
-
-    def step():
-        y = ev.dropout(x, 0.5)
-        return y, torch.autograd.grad(y, x, ones)[0]
-
-    (y, grad), graph = gpu.captured(step)
-    gpu.replay(graph)
-    keys.detach()
-    with pytest.raises(RuntimeError, match="replayed without a key: open a source"):
-        gpu.replay(graph)
-    keys.attach(ring)
-    keys.step()
-    gpu.replay(graph)
-    assert set(y.tolist()) == {0.0, 2.0} and torch.equal(y, grad)
 
 
 # --- errors without a GPU -----------------------------------------------------------------------------------------------

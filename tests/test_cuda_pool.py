@@ -1,11 +1,11 @@
 """Direct words on a GPU, on an emulated runtime whose streams run late and in any order that real ones allow."""
 
-import contextlib
 import math
 
 import numpy as np
 import pytest
 import torch
+from emulated_gpu import OTHER, STREAM, Emulation, same_bits
 from processes import in_forked_child
 
 import everett_cuda as ev
@@ -15,44 +15,19 @@ from everett_cuda.kernels import INT32, KINDS, NOISE_TYPES, Fill
 from everett_cuda.pool import LANE_WORDS, SLAB_WORDS, SLABS, DirectPool
 
 PLENTY = 120_000  # words: the ring is then more than half full, so slabs are copied ahead
-STREAM, OTHER = 5, 6  # handles of torch's streams
 OUT_OF_MEMORY = 2
 
 
-class Gpu:
-    """The emulated module, and what a test turns: the current stream, and whether work waits."""
-
+class Gpu(Emulation):
     def __init__(self, module, index=0):
-        self.module, self.control, self.stream, self.kept = module, module.control, STREAM, []
-        self.pool = DirectPool(index, module, lambda index: self.stream, torch.device("cpu"))
+        super().__init__(module)
+        self.pool = DirectPool(index, module, lambda _: self.stream, torch.device("cpu"))
 
     def draw(self, kind="words", n=10, dtype=None, p=None):
         dtype = dtype or (torch.int32 if kind == "words" else torch.float32)
         out = torch.full((n,), 77).to(dtype)
         self.pool.convert(KINDS[kind][0], INT32 if dtype == torch.int32 else NOISE_TYPES[dtype], p, out)
         return out
-
-    @contextlib.contextmanager
-    def deferred(self):
-        self.control.emulation_defer(1)
-        yield
-        self.control.emulation_defer(0)
-
-    def captured(self, op):
-        """(op's result, number of the graph). What is allocated meanwhile is kept, as the memory of a graph is."""
-        empty = torch.empty
-        self.control.emulation_begin_capture(self.stream)
-        try:
-            torch.empty = lambda *args, **kwargs: self.kept.append(empty(*args, **kwargs)) or self.kept[-1]
-            out = op()
-        finally:
-            torch.empty = empty
-            graph = self.control.emulation_end_capture()
-        return out, graph
-
-    def replay(self, graph):
-        self.control.emulation_replay(graph, self.stream)
-        assert self.control.emulation_error() == b""
 
 
 @pytest.fixture
@@ -89,10 +64,6 @@ def as_words(out):
 
 def put(ring, words):
     assert ring.put(words.view(np.uint8))
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.view(torch.uint8).numpy().tobytes() == b.view(torch.uint8).numpy().tobytes()
 
 
 def random_words(n):

@@ -30,8 +30,8 @@ DirectCall direct_call(int kind, int type, u64 p, u64 out, u64 n) {
   const bool words = kind == static_cast<int>(Fill::words);
   if (words ? type != static_cast<int>(DType::u32) : type < 0 || type > static_cast<int>(DType::f16))
     throw py::value_error("type is 4 for words, and 0 fp32, 1 fp64, 2 bf16 or 3 fp16 for all other kinds");
-  return {static_cast<Fill>(kind), static_cast<DType>(type), reinterpret_cast<const double*>(p), reinterpret_cast<void*>(out),
-          n};
+  return {static_cast<Fill>(kind), static_cast<DType>(type), reinterpret_cast<const double*>(p),
+          reinterpret_cast<void*>(out), n};
 }
 
 u64 words_of(const DirectCall& c) {
@@ -70,9 +70,9 @@ py::object memory_or_none(u8* memory, u64 bytes) {
 
 // Local to the module: the tests' emulated module has classes of the same names in the same process.
 void bind_classes(py::module_& m) {
-  py::class_<KeySlot>(m, "KeySlot", py::module_local(), "The key that a GPU's captured graphs read: 32 bytes on the device")
+  py::class_<KeySlot>(m, "KeySlot", py::module_local(), "The key that a GPU's captured graphs read: 32 bytes there")
       .def(py::init<int>(), py::arg("device"))
-      .def("open", [](KeySlot& k) { return reinterpret_cast<u64>(k.open()); }, "Address of 32 host bytes for the next key")
+      .def("open", [](KeySlot& k) { return reinterpret_cast<u64>(k.open()); }, "Address of 32 host bytes for a key")
       .def("abandon", &KeySlot::abandon)
       .def("publish", [](KeySlot& k, u64 stream) { k.publish(stream_at(stream)); }, py::arg("stream"))
       .def("reap", &KeySlot::reap, "Wipes host memory whose copies are over")
@@ -89,7 +89,7 @@ void bind_classes(py::module_& m) {
       .def("abandon", &Pool::abandon)
       .def("direct", &pool_direct, py::arg("device"), py::arg("kind"), py::arg("type"), py::arg("p"), py::arg("out"),
            py::arg("n"), py::arg("first"), py::arg("stream"),
-           "Values of granules first, first+1, ... of n values, as far as the next slab reaches: granules done, 0 when empty")
+           "Values of granules first, first+1, ... of n values, as far as a slab reaches: granules done, 0 when empty")
       .def("reap", &Pool::reap)
       .def("destroy", &Pool::destroy)
       .def("all_zero", &Pool::all_zero)
@@ -101,7 +101,7 @@ void bind_classes(py::module_& m) {
   py::class_<Lane>(m, "Lane", py::module_local(), "Direct words for the captured graphs of one GPU")
       .def(py::init<int, u64>(), py::arg("device"), py::arg("capacity"))
       .def("direct", &lane_direct, py::arg("device"), py::arg("kind"), py::arg("type"), py::arg("p"), py::arg("out"),
-           py::arg("n"), py::arg("start"), py::arg("stream"), "n values, for a capture; start: address of 8 device bytes")
+           py::arg("n"), py::arg("start"), py::arg("stream"), "n values; start: the address of 8 device bytes")
       .def("read",
            [](Lane& l, u64 stream) {
              const LaneState s = l.read(stream_at(stream));
@@ -109,7 +109,8 @@ void bind_classes(py::module_& m) {
            },
            py::arg("stream"), "(reserved, finished, limit, failed); waits for the stream")
       .def_property_readonly("room", &Lane::room)
-      .def("open", [](Lane& l, u64 stream) { return memory_or_none(l.open(stream_at(stream)), l.capacity() * sizeof(u64)); },
+      .def("open",
+           [](Lane& l, u64 stream) { return memory_or_none(l.open(stream_at(stream)), l.capacity() * sizeof(u64)); },
            py::arg("stream"))
       .def("submit", [](Lane& l, u64 words, u64 stream) { l.submit(words, stream_at(stream)); }, py::arg("words"),
            py::arg("stream"))

@@ -65,7 +65,7 @@ class Staging {
     RelaxedCapture relaxed;
     const cudaError_t error = cudaHostRegister(pages_.data(), pages_.bytes(), cudaHostRegisterDefault);
     if (error != cudaSuccess)
-      throw std::runtime_error("pinning " + std::to_string(pages_.bytes()) + " bytes of host memory for copies to the GPU: " +
+      throw std::runtime_error("pinning " + std::to_string(pages_.bytes()) + " bytes of host memory for the GPU: " +
                                cudaGetErrorString(error) + ". Free pinned memory elsewhere (pin_memory of data loaders)");
   }
   // The last copy is waited for: what it reads must not be unmapped under it.

@@ -1,0 +1,42 @@
+"""What follows the keys: things that keep secrets of their own on a GPU, and so must hear of steps and of the end.
+
+They come after the keys in the order of files, so the keys know them only as `Follower`s.
+"""
+
+from typing import Protocol
+
+
+class Follower(Protocol):
+    """A GPU's key for graphs, or its direct words."""
+
+    def end_step(self, by_optimizer: bool) -> None:
+        """A step ended, outside backwards and captures; by_optimizer: without the user's asking."""
+
+    def forget(self) -> None:
+        """The source was closed: secrets must go."""
+
+    def status(self) -> str:
+        """One line for `ev.status()`; empty where there is nothing to tell."""
+
+
+_all: list[Follower] = []
+
+
+def follow(follower: Follower) -> None:
+    """From now on `follower` hears of every step's end and of the source's closing."""
+    _all.append(follower)
+
+
+def end_step(by_optimizer: bool) -> None:
+    for follower in _all:
+        follower.end_step(by_optimizer)
+
+
+def forget() -> None:
+    for follower in _all:
+        follower.forget()
+
+
+def status() -> tuple[str, ...]:
+    """What they tell of themselves, a line each."""
+    return tuple(line for follower in _all if (line := follower.status()))

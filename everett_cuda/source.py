@@ -44,6 +44,7 @@ class Source:
         self._stopping = threading.Event()
         self._end: str | None = None  # why the flow ended: a key of _ENDED_STATE
         self._failure = ""
+        self._faults: list[str] = []  # what the device said, one for each alarm that it raised itself
         self._thread: threading.Thread | None = None
         self._feed: _C.Feed | None = None
         self._final: SourceStatus | None = None
@@ -127,7 +128,7 @@ class Source:
                     f"{pipeline.startup_bytes}; give a longer recording"
                 ) from error
             except DeviceFault as fault:
-                pipeline.device_alarm(fault.status, fault.expected, time.monotonic())
+                self._device_alarm(fault)
             except DeviceLost:
                 raise
             except TransportError:
@@ -173,7 +174,7 @@ class Source:
                 return "ended" if feed.drain() else self._stopped()
             except DeviceFault as fault:
                 proven = False
-                if not (feed.drain() and pipeline.device_alarm(fault.status, fault.expected, time.monotonic())):
+                if not (feed.drain() and self._device_alarm(fault)):
                     return self._stopped()
                 continue
             except TransportError as error:
@@ -204,6 +205,10 @@ class Source:
             errors = 0
             last_byte = time.monotonic()  # submit may have waited long for room in the ring
         return "closed"
+
+    def _device_alarm(self, fault: DeviceFault) -> bool:
+        self._faults.append(str(fault))  # before the alarm can be seen
+        return self._pipeline.device_alarm(fault.status, fault.expected, time.monotonic())
 
     def _stopped(self) -> str:
         return "alarm" if self._pipeline.flow == _C.Flow.stopped else "closed"
@@ -362,8 +367,8 @@ class Source:
             raise self.error_for(_C.Take.forked, 0)
 
     def _last_alarm(self) -> str:
-        alarms = self._pipeline.alarms
-        return f"{AlarmReport.of(alarms[-1])} on {self.uri}" if alarms else f"health alarm on {self.uri}"
+        alarms = AlarmReport.all_of(self._pipeline.alarms, self._faults)
+        return f"{alarms[-1]} on {self.uri}" if alarms else f"health alarm on {self.uri}"
 
     def status(self) -> SourceStatus:
         """What the source is and has done; of the moment of closing once it is closed. ForkedError in a child."""
@@ -388,7 +393,7 @@ class Source:
             device=dict(driver.details),
             conditioner=self._conditioner,
             raw_bytes_per_block=self._pipeline.block_bytes,
-            alarms=tuple(AlarmReport.of(a) for a in self._pipeline.alarms),
+            alarms=AlarmReport.all_of(self._pipeline.alarms, self._faults),
             alarm_counts=counts["alarms"],
             transient_alarms=counts["transients"],
             transport_errors=counts["transport_errors"],

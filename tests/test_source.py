@@ -429,7 +429,7 @@ def test_device_fault_is_an_alarm():
     with connect() as opened:
         out, error = take_all(opened)
         assert isinstance(error, HealthAlarm)
-        assert "device status 0x7 instead of 0xf at byte 16384" in str(error)
+        assert "device status 0x7 instead of 0xf at byte 16384: a module is missing on scripted:" in str(error)
         assert [a.permanent for a in opened.status().alarms] == [False, True]
     with pytest.raises(StartupTestFailed, match="device status"):
         scripted(DeviceFault("dead", 0, 1))[1]()

@@ -7,11 +7,12 @@ its own: it waits until a read wants one.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import ipaddress
 import logging
 import ssl
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -70,9 +71,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def tls_context(ca_file: str | None) -> ssl.SSLContext:
+def tls_context(base: str, ca_file: str | None) -> ssl.SSLContext:
     """A context that verifies certificate and host name; ca_file: trust this authority, and no other."""
     if ca_file is None:
+        if urlsplit(base).scheme == "http":
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # has nothing to verify, and would trust nobody
         return httpx.create_ssl_context(trust_env=False)
     try:
         return ssl.create_default_context(cafile=ca_file)
@@ -80,11 +83,11 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
         raise BadParameter(f"ca_file={ca_file} is no certificate file in PEM form: {error}") from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """Where an error of the HTTP library came from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error of the HTTP library, and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def untrusted(base: str, error: ssl.SSLCertVerificationError) -> SourceError:
@@ -140,8 +143,9 @@ class HttpClient:
     def start(self, work: Coroutine) -> concurrent.futures.Future:
         """Runs a coroutine in the thread. Cancelled by `close`; DeviceLost when closed, SourceError when it died."""
         with self._lock:
-            if not self._closed and self._thread.is_alive():
-                return asyncio.run_coroutine_threadsafe(work, self._loop)
+            if not self._closed:
+                with contextlib.suppress(RuntimeError):  # the thread died, and its loop is closed
+                    return asyncio.run_coroutine_threadsafe(work, self._loop)
         work.close()
         raise self.ended()
 
@@ -163,10 +167,10 @@ class HttpClient:
         except (asyncio.TimeoutError, httpx.TimeoutException):
             raise Unanswered(f"no whole answer within {timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            root = _root(error)
-            reason = str(error) or str(root) or type(error).__name__
-        if isinstance(root, ssl.SSLCertVerificationError):
-            raise untrusted(self.base, root)
+            reason = next(filter(None, map(str, _chain(error))), type(error).__name__)
+            doubt = next((e for e in _chain(error) if isinstance(e, ssl.SSLCertVerificationError)), None)
+        if doubt is not None:
+            raise untrusted(self.base, doubt)
         raise Unanswered(reason)
 
     async def _ask(self, method, path, params, body, limit_bytes) -> Answer:
@@ -189,6 +193,7 @@ class HttpClient:
         """Breaks off what is under way and ends the thread. May be called twice, from any other thread."""
         with self._lock:
             was_closed, self._closed = self._closed, True
-            if not was_closed and self._thread.is_alive():
-                self._loop.call_soon_threadsafe(self._stop.set)
+            if not was_closed:
+                with contextlib.suppress(RuntimeError):  # as in `start`
+                    self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(CLOSE_TIMEOUT_S)

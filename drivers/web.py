@@ -76,7 +76,7 @@ class WebDriver(Driver):
         self._log: ResponseLog | None = None
         self._repeats = 0
         self._patience = Patience()
-        tls = tls_context(values.get("ca_file"))
+        tls = tls_context(base, values.get("ca_file"))
         self._account = Account(self.scheme, self._account_id(base, key))
         self.serial = f"key {self._account.id}" if key else host
         try:
@@ -304,7 +304,7 @@ def _reach(base: str, ca_file: str | None) -> str:
         with socket.create_connection((parts.hostname, port), REQUEST_TIMEOUT_S) as plain:
             if parts.scheme == "http":
                 return f"{parts.netloc} answers, without TLS, on this machine"
-            with tls_context(ca_file).wrap_socket(plain, server_hostname=parts.hostname) as wrapped:
+            with tls_context(base, ca_file).wrap_socket(plain, server_hostname=parts.hostname) as wrapped:
                 return f"{parts.netloc} answers, {wrapped.version()}, certificate verified"
     except ssl.SSLCertVerificationError as error:
         raise untrusted(base, error) from None

@@ -105,7 +105,7 @@ class WebServer:
         self.asked: list[Asked] = []
         self.served: list[bytes] = []
         self.elsewhere = "https://elsewhere.invalid/"
-        self.stuck_from: int | None = None  # from this response on, bytes are zero
+        self.bad, self.bad_from = "", 0  # "stuck" or "biased" from this response on
         self.closing = threading.Event()
         self.both = threading.Barrier(2)  # "instant": two requests that are served the same numbers
         self._lock = threading.Lock()
@@ -146,9 +146,10 @@ class WebServer:
         return data
 
     def _fresh(self, n):
-        if self.stuck_from is not None and len(self.served) >= self.stuck_from:
-            return bytes(n)
-        return hashlib.shake_256(self.seed + len(self.served).to_bytes(8, "big")).digest(n)
+        data = hashlib.shake_256(self.seed + len(self.served).to_bytes(8, "big")).digest(3 * n)
+        if not self.bad or len(self.served) < self.bad_from:
+            return data[:n]
+        return bytes(n) if self.bad == "stuck" else bytes(data[i] & data[n + i] & data[2 * n + i] for i in range(n))
 
     def close(self):
         self.closing.set()

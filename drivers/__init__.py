@@ -38,6 +38,8 @@ _BUILT_IN = {
         ("sim", "sim:SimulatedDriver"),
     )
 }
+# What is no local device: `attached` neither lists nor imports it.
+_ELSEWHERE = {"anu", "outshift", "qrypt", "quantis-appliance", "replay", "sim"}
 # Services that publish what they give: fit to be audited against, unfit for keys that nobody else should know.
 _BEACONS = ("nist", "curby", "random-org", "random.org", "drand")
 
@@ -64,6 +66,8 @@ def attached() -> tuple[list[Attached], list[str]]:
     """(devices that are present, whatever their kind; lines that say what was looked for), in the order of `auto`."""
     devices, looked_for = [], []
     for scheme, found in installed().items():
+        if scheme in _ELSEWHERE:
+            continue
         try:
             driver = _load(scheme, found)
             if driver.looks_for:

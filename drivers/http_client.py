@@ -52,8 +52,8 @@ class Unanswered(Exception):
 
 def parse_url(text: str) -> str:
     """The address of a service: https, or http to this machine alone; no user, query or fragment."""
-    parts = urlsplit(text)
     try:
+        parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
@@ -134,10 +134,11 @@ class HttpClient:
             loop.close()  # without waiting for a name lookup that is still in the resolver's hands
 
     async def _break_off(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # lets what was just handed over become a task
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # some begin others while they end
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         await self._http.aclose()
 
     def start(self, work: Coroutine) -> concurrent.futures.Future:

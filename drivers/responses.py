@@ -3,7 +3,8 @@
 Two requests at the same instant may be served the same numbers, to one client or to two. So each response is logged as
 SHA-256("everett/1/response\\0" || bytes) before any of it is used. A response that the log already holds is an alarm.
 Logs of several machines are compared afterwards by `compare_responses` (`everett responses FILE FILE...`): they show
-that bytes are equal, never what they are. A log is text: a header, then a line a response (when, bytes, commitment).
+that bytes are equal, never what they are. A log is text: a header, then a line a response (when, bytes, commitment). It
+survives a kill; a loss of power may take the last lines.
 """
 
 import hashlib
@@ -16,16 +17,16 @@ from ..errors import SourceError
 from .spend import now_utc, open_private
 
 # A commitment hides bytes only if they could not be guessed: at half a bit a bit this is 32 bytes of full entropy.
-MIN_RESPONSE_BYTES = 64
+MIN_COMMITTED_BYTES = 64
 
 _HEADER = "everett responses 1"
 _LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z) (\d+) ([0-9a-f]{64})")
 
 
 def commitment(response: bytes) -> str:
-    """64 hexadecimal digits for one whole response, after decoding; at least MIN_RESPONSE_BYTES."""
-    if len(response) < MIN_RESPONSE_BYTES:
-        raise ValueError(f"a commitment of {len(response)} bytes gives them away; it takes {MIN_RESPONSE_BYTES}")
+    """64 hexadecimal digits for one whole response, after decoding; at least MIN_COMMITTED_BYTES."""
+    if len(response) < MIN_COMMITTED_BYTES:
+        raise ValueError(f"a commitment of {len(response)} bytes gives them away; it takes {MIN_COMMITTED_BYTES}")
     return hashlib.sha256(b"everett/1/response\0" + bytes(response)).hexdigest()
 
 

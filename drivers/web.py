@@ -143,7 +143,7 @@ class WebDriver(Driver):
 
     @classmethod
     def examine(cls, uri: SourceURI) -> list[Finding]:
-        """Parameters, key, spending record and address, in that order. No request is sent, so it costs nothing."""
+        """Parameters, key, other clients, budget, and address, in that order. No request is sent: it costs nothing."""
         found = []
         step = "parameters"
         try:
@@ -152,9 +152,11 @@ class WebDriver(Driver):
             step = "key"
             key = cls._key(values)
             found.append(Finding(step, "ok", f"found: {key}" if key else "none is needed"))
-            step = "budget"
+            step = "other clients"
             account = Account(cls.scheme, cls._account_id(base, key))
             try:
+                found.append(Finding(step, "ok", f"none of this key; its responses are logged in {account.responses_path}"))
+                step = "budget"
                 budget = values.get("budget_usd", 0)
                 account.affords(values.get("cost_usd", cls.cost_usd), budget)
                 found.append(Finding(step, "ok", account.meter(budget)))
@@ -190,7 +192,17 @@ class WebDriver(Driver):
         return n
 
     async def _fetch(self) -> bytearray:
-        """One response, decoded and new. Asks again while the service puts it off; raises as `readinto`."""
+        """One response, decoded and new; raises as `readinto`."""
+        try:
+            return await self._response()
+        except (TransportError, DeviceFault):
+            raise  # another request may still be made, and says so itself
+        except SourceError as error:
+            self._show(f"ended: {error}")
+            raise
+
+    async def _response(self) -> bytearray:
+        """Asks, and asks again while the service puts it off."""
         request = self._request
         while True:
             await asyncio.sleep(self._patience.wait_s())
@@ -260,10 +272,10 @@ class WebDriver(Driver):
     def _failed(self, reason: str, retry_after: str = "") -> None:
         """Sets the wait before the next attempt; SourceError when there is no patience left for it."""
         try:
-            self._show(f"next request in {self._patience.failed(reason, retry_after):.1f} s, after {reason}")
+            wait_s = self._patience.failed(reason, retry_after)
         except SourceError as error:
-            self._show(f"given up: {reason}")
             raise SourceError(f"{self.name}: {error}") from None
+        self._show(f"next request in {wait_s:.1f} s, after {reason}")
 
     def _show(self, state: str) -> None:
         repeated = f"{self._repeats} REPEATED" if self._repeats else "none repeated"

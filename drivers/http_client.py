@@ -114,7 +114,9 @@ class HttpClient:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = False  # by its user
+        self._ended = False  # the thread takes nothing more
+        self._running: concurrent.futures.Future | None = None
         self._thread = threading.Thread(target=self._run, name=f"{_THREAD_NAME} {urlsplit(base).hostname}", daemon=True)
         self._thread.start()
 
@@ -130,23 +132,30 @@ class HttpClient:
         try:
             loop.run_until_complete(self._stop.wait())
         finally:
+            with self._lock:
+                self._ended = True
             loop.run_until_complete(self._break_off())
             loop.close()  # without waiting for a name lookup that is still in the resolver's hands
 
     async def _break_off(self) -> None:
-        await asyncio.sleep(0)  # lets what was just handed over become a task
-        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # some begin others while they end
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        await self._http.aclose()
+        # The request alone is cancelled, and ends the tasks it began: those would leave work undone, with a warning.
+        if self._running is not None:
+            self._running.cancel()
+        self._stop.set()
+        await asyncio.sleep(0)
+        # A thread that was killed between two steps of a task has forgotten that task, and would wait for ever.
+        give_up_at = self._loop.time() + CLOSE_TIMEOUT_S / 2
+        while (tasks := asyncio.all_tasks() - {asyncio.current_task()}) and self._loop.time() < give_up_at:
+            await asyncio.wait(tasks, timeout=0.1)
+        with contextlib.suppress(RuntimeError):  # requests under way, of such tasks
+            await self._http.aclose()
 
     def start(self, work: Coroutine) -> concurrent.futures.Future:
         """Runs a coroutine in the thread. Cancelled by `close`; DeviceLost when closed, SourceError when it died."""
         with self._lock:
-            if not self._closed:
-                with contextlib.suppress(RuntimeError):  # the thread died, and its loop is closed
-                    return asyncio.run_coroutine_threadsafe(work, self._loop)
+            if not (self._closed or self._ended):
+                self._running = asyncio.run_coroutine_threadsafe(work, self._loop)
+                return self._running
         work.close()
         raise self.ended()
 
@@ -194,7 +203,6 @@ class HttpClient:
         """Breaks off what is under way and ends the thread. May be called twice, from any other thread."""
         with self._lock:
             was_closed, self._closed = self._closed, True
-            if not was_closed:
-                with contextlib.suppress(RuntimeError):  # as in `start`
-                    self._loop.call_soon_threadsafe(self._stop.set)
+            if not (was_closed or self._ended):
+                self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(CLOSE_TIMEOUT_S)

@@ -183,7 +183,7 @@ class WebDriver(Driver):
             answered, self._pending = self._pending, None
             try:
                 self._held = memoryview(answered.result())
-            except concurrent.futures.CancelledError:
+            except (concurrent.futures.CancelledError, SystemExit):  # closed, or the thread was killed
                 raise self._client.ended() from None
         n = min(len(buffer), len(self._held))
         buffer[:n] = self._held[:n]

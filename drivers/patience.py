@@ -1,4 +1,4 @@
-"""How long to wait before asking again, and when to stop: growing waits with chance in them, and a reason at the end."""
+"""How long to wait before asking again, and when to stop: growing waits with chance in them, a reason at the end."""
 
 import random
 import time

@@ -18,6 +18,7 @@ When the wait would outlast the patience of the reader (or Retry-After says so),
 
 import asyncio
 import concurrent.futures
+import re
 import socket
 import ssl
 from abc import abstractmethod
@@ -155,7 +156,7 @@ class WebDriver(Driver):
             step = "other clients"
             account = Account(cls.scheme, cls._account_id(base, key))
             try:
-                found.append(Finding(step, "ok", f"none of this key; its responses are logged in {account.responses_path}"))
+                found.append(Finding(step, "ok", f"none; responses of this key are logged in {account.responses_path}"))
                 step = "budget"
                 budget = values.get("budget_usd", 0)
                 account.affords(values.get("cost_usd", cls.cost_usd), budget)
@@ -227,16 +228,16 @@ class WebDriver(Driver):
             return bytearray(data)
 
     def _words(self, status: int) -> str:
-        meaning = self.refusals.get(status) or _MEANINGS.get(status) or ("the service fails" if status >= 500 else "")
-        return f"status {status}" + (f": {meaning}" if meaning else "")
+        otherwise = "the service fails" if status >= 500 else "the request is refused"
+        return f"status {status}: {self.refusals.get(status) or _MEANINGS.get(status) or otherwise}"
 
     def _refuse(self, answer: Answer) -> None:
         """SourceError for an answer that another attempt would not change."""
         if 300 <= answer.status < 400:
-            elsewhere = urlsplit(answer.location).hostname or "elsewhere"
+            host = re.match(r"https?://([\w.-]+)", answer.location)
             raise SourceError(
-                f"{self.name}: status {answer.status} sends the request to {elsewhere}; it is not followed, because "
-                "the key would go there too. If the service has moved, name its new address by url="
+                f"{self.name}: status {answer.status} sends the request to {host[1] if host else 'another place'}; it is "
+                "not followed, because the key would go there too. If the service has moved, name its address by url="
             )
         if 400 <= answer.status < 500:
             raise SourceError(f"{self.name}: {self._words(answer.status)}")

@@ -250,6 +250,11 @@ def test_a_redirect_is_not_followed(server, service):
         with opened(SERVICES[service] + server.url) as driver:
             assert "sends the request to 127.0.0.1; it is not followed, because the key" in str(fails(driver))
         assert elsewhere.asked == [] and len(server.asked) == 1
+    for odd in ("https://[", "/login", ""):
+        server.elsewhere = odd
+        server.then("redirect")
+        with opened(SERVICES[service] + server.url) as driver:
+            assert "sends the request to another place; it is not followed" in str(fails(driver))
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])

@@ -182,11 +182,14 @@ def test_unconditioned_bits_need_a_source_that_declares_full_entropy(recording):
         assert "8 bits a raw byte (certified, X-1)" in str(opened.status())
 
 
-def test_metered_sources_start_with_fewer_bytes():
+def test_metered_sources_start_with_fewer_bytes_and_keep_fewer_unread():
     driver, connect = scripted(good_bytes(1024))
     driver.metered = True
     with connect() as opened:
         assert opened.status().state == "flowing" and opened.take(32)
+        assert opened.ring.capacity == 16384
+    with scripted(good_bytes(8192))[1]() as opened:
+        assert opened.ring.capacity == 1 << 20
 
 
 @pytest.mark.parametrize("name", ["humboldt-photon-1MiB.bin", "ibm-fez-raw-48kB.bin"])
@@ -426,7 +429,7 @@ def test_device_fault_is_an_alarm():
     with connect() as opened:
         out, error = take_all(opened)
         assert isinstance(error, HealthAlarm)
-        assert "device status 0x7 instead of 0xf at byte 16384" in str(error)
+        assert "device status 0x7 instead of 0xf at byte 16384: a module is missing on scripted:" in str(error)
         assert [a.permanent for a in opened.status().alarms] == [False, True]
     with pytest.raises(StartupTestFailed, match="device status"):
         scripted(DeviceFault("dead", 0, 1))[1]()

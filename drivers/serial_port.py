@@ -165,8 +165,8 @@ def permission_hint(device: str) -> str:
 def read_some(port: "serial.Serial", buffer: memoryview, timeout_s: float) -> int:
     """Fills the front of `buffer` with what is there, waiting up to timeout_s for the first byte; returns how many.
 
-    0 after a time-out, or when `port.cancel_read()` was called. Raises DeviceLost when the device is gone and
-    TransportError when another process took the bytes.
+    0 after a time-out. Raises DeviceLost when the device is gone, or for good once `port.cancel_read()` was called (by
+    a thread that is about to close), and TransportError when another process took the bytes.
     """
     fd, cancelled = port.fd, port.pipe_abort_read_r
     if fd is None:
@@ -178,9 +178,8 @@ def read_some(port: "serial.Serial", buffer: memoryview, timeout_s: float) -> in
         events = dict(poll.poll(max(0.0, timeout_s) * 1000))
         if not events:
             return 0
-        if cancelled in events:
-            os.read(cancelled, 1000)
-            return 0
+        if cancelled in events:  # the byte stays in the pipe
+            raise DeviceLost(f"{port.port} is being closed")
         # A hang-up behind bytes that have arrived still gives those bytes first.
         got = os.readv(fd, [buffer]) if events[fd] & (select.POLLIN | select.POLLHUP) else 0
     except BlockingIOError:
@@ -259,6 +258,14 @@ def _as_transport(port: "serial.Serial", error: OSError) -> TransportError:
 
 
 # --- who else ---
+
+
+def state(device: str) -> str:
+    """A port in few words, without opening it: "ready", "no permission" or "in use by NAME (pid N)"."""
+    others = holders(device)
+    if others:
+        return f"in use by {_names(others)}"
+    return "ready" if os.access(device, os.R_OK | os.W_OK) else "no permission"
 
 
 def holders(path: str) -> list[tuple[int, str]]:

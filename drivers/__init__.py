@@ -30,6 +30,8 @@ GROUP = "everett_cuda.drivers"
 _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
+        ("swiftrng", "swiftrng:SwiftRngDriver"),
+        ("truerng", "truerng:TrueRngDriver"),
         ("replay", "replay:ReplayDriver"),
         ("sim", "sim:SimulatedDriver"),
     )

@@ -227,7 +227,7 @@ def test_pulled_out_in_the_middle_of_a_read_and_plugged_in_again(device, usb):
         with device:
             again = opened.take(32_000, timeout_s=10)
             after = bytes(device.sent)
-        assert opened.status().alarms == () and opened.status().state == "flowing"
+            assert opened.status().alarms == () and opened.status().state == "flowing"
     allowed = blocks(before[FIRST_BYTES:])
     assert cut(first + rest) == allowed[: len(first + rest) // 32]
     assert cut(again) == blocks(after[FIRST_BYTES:])[:1000]  # a new start-up test, on bytes of the new opening

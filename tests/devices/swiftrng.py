@@ -31,7 +31,7 @@ class SwiftRngProtocol:
         self.asked += command
         texts = {"v": self.firmware, "m": self.model, "s": self.serial}
         if command in texts:
-            return texts[command].encode() + b"\0"
+            return texts[command].encode("latin-1") + b"\0"
         if command == "d" and self.firmware >= "V2.0":
             return bytes([self.diagnostics])
         if command not in "x<>":

@@ -99,15 +99,14 @@ def open_port(device: str, baudrate: int, timeout_s: float) -> "serial.Serial":
         raise SourceError(_why_not_opened(device, error)) from error
     try:
         fcntl.ioctl(port.fd, termios.TIOCEXCL)
-        others = holders(device)
-        if others:
-            raise SourceError(f"{device} is in use by {_names(others)}; close that first")
     except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):  # a tty that does not know it has the other lock
+            port.close()
+            raise SourceError(f"{device} went away while it was opened: {error}; check its cable") from error
+    others = holders(device)
+    if others:
         port.close()
-        raise SourceError(f"{device} went away while it was opened: {error}; check its cable") from error
-    except BaseException:
-        port.close()
-        raise
+        raise SourceError(f"{device} is in use by {_names(others)}; close that first")
     return port
 
 

@@ -102,12 +102,16 @@ class QCicada:
 
     # --- the generator ---
 
+    def stream(self, post: int, at: int, n: int) -> bytes:
+        """The bytes [at, at + n) of those that it makes in a mode; one count of Philox4x64 is 32 bytes."""
+        first = at // 32
+        philox = np.random.Philox(key=self.seed + (post << 64), counter=first)
+        return philox.random_raw(4 * ((n + 63) // 32)).tobytes()[at - 32 * first :][:n]
+
     def _make(self, n: int) -> bytes:
         post = self.config[0]
         at, self._made[post] = self._made[post], self._made[post] + n
-        first, words = at // 32, (n + 63) // 32
-        philox = np.random.Philox(key=self.seed + (post << 64), counter=first)
-        return philox.random_raw(4 * words).tobytes()[at - 32 * first :][:n]
+        return self.stream(post, at, n)
 
     def _fill(self) -> None:
         if self._well:
@@ -116,8 +120,6 @@ class QCicada:
     def _take(self, n: int) -> bytes:
         """The next n bytes for the wire, its physical faults included."""
         self._fill()
-        while len(self._buffer) < n:
-            self._buffer += self._make(CAPACITY)
         out, self._buffer = np.frombuffer(self._buffer[:n], np.uint8).copy(), self._buffer[n:]
         at = len(self.sent)
         if self.stuck_at is not None:

@@ -30,6 +30,7 @@ GROUP = "everett_cuda.drivers"
 _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
+        ("qcicada", "qcicada:QCicadaDriver"),
         ("swiftrng", "swiftrng:SwiftRngDriver"),
         ("truerng", "truerng:TrueRngDriver"),
         ("replay", "replay:ReplayDriver"),

@@ -99,22 +99,26 @@ def open_port(device: str, baudrate: int, timeout_s: float) -> "serial.Serial":
         raise SourceError(_why_not_opened(device, error)) from error
     try:
         fcntl.ioctl(port.fd, termios.TIOCEXCL)
-        others = holders(device)
-        if others:
-            raise SourceError(f"{device} is in use by {_names(others)}; close that first")
     except OSError as error:
-        port.close()
-        raise SourceError(f"{device} went away while it was opened: {error}; check its cable") from error
-    except BaseException:
-        port.close()
-        raise
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):  # a tty that does not know it has the other lock
+            port.close()
+            raise SourceError(f"{device} went away while it was opened: {error}; check its cable") from error
+    # A child of this process that was forked with the port open holds it too, and never reads from it.
+    others = [(pid, name) for pid, name in holders(device) if not _is_child(pid)]
+    if others:
+        close_port(port)
+        raise SourceError(f"{device} is in use by {_names(others)}; close that first")
     return port
 
 
 def close_port(port: "serial.Serial") -> None:
-    """Closes the port, so that others may open it. Errors of a device that is gone are of no interest any more."""
+    """Gives the port back, even if a forked child has inherited it: both locks belong to the open file, not to us.
+
+    Errors of a device that is gone are of no interest any more. May be called twice.
+    """
     if port.fd is not None:
         try:
+            fcntl.flock(port.fd, fcntl.LOCK_UN)
             fcntl.ioctl(port.fd, termios.TIOCNXCL)
         except OSError:
             pass
@@ -180,7 +184,6 @@ def read_some(port: "serial.Serial", buffer: memoryview, timeout_s: float) -> in
             return 0
         if cancelled in events:  # the byte stays in the pipe
             raise DeviceLost(f"{port.port} is being closed")
-        # A hang-up behind bytes that have arrived still gives those bytes first.
         got = os.readv(fd, [buffer]) if events[fd] & (select.POLLIN | select.POLLHUP) else 0
     except BlockingIOError:
         return 0
@@ -272,38 +275,51 @@ def holders(path: str) -> list[tuple[int, str]]:
     """(pid, name) of the other processes that have this device node open, as far as /proc lets this user see."""
     real = os.path.realpath(path)
     found = []
-    for process in _processes():
-        if int(process.name) == os.getpid():
-            continue
+    for pid in _processes():
+        folder = f"/proc/{pid}/fd"
         try:
-            if any(os.readlink(fd) == real for fd in _entries(process / "fd")):
-                found.append((int(process.name), _name(process)))
-        except OSError:  # it ended meanwhile
+            if pid != os.getpid() and any(_link(folder, fd) == real for fd in os.listdir(folder)):
+                found.append((pid, _name(pid)))
+        except OSError:  # of another user, or ended meanwhile
             continue
-    return sorted(found)
+    return found
 
 
 def meddlers() -> list[tuple[int, str]]:
     """(pid, name) of running daemons that are known to open serial ports by themselves; visible to every user."""
-    return sorted((int(p.name), _name(p)) for p in _processes() if _name(p) in _MEDDLERS)
+    return [(pid, name) for pid in _processes() if (name := _name(pid)) in _MEDDLERS]
 
 
-def _processes() -> list[Path]:
-    return [p for p in _entries(Path("/proc")) if p.name.isdigit()]
-
-
-def _entries(folder: Path) -> list[Path]:
+def _processes() -> list[int]:
     try:
-        return list(folder.iterdir())
-    except OSError:  # of another user, ended, or no /proc
+        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    except OSError:  # no /proc
         return []
 
 
-def _name(process: Path) -> str:
+def _link(folder: str, fd: str) -> str:
     try:
-        return (process / "comm").read_text().strip()
+        return os.readlink(f"{folder}/{fd}")
+    except OSError:  # closed meanwhile
+        return ""
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return "unknown"
+
+
+def _is_child(pid: int) -> bool:
+    while pid > 1:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return False
+        if pid == os.getpid():
+            return True
+    return False
 
 
 def _names(processes: list[tuple[int, str]]) -> str:

@@ -13,8 +13,16 @@ from serial.tools.list_ports_common import ListPortInfo
 from source_checks import UNIT, blocks, cut, nothing_left, take_until_end, wait_until
 
 from everett_cuda import source
-from everett_cuda.drivers import DeviceFault, DeviceLost, TransportError, attached, driver_of, open_driver, parse_uri
-from everett_cuda.drivers import swiftrng_wire
+from everett_cuda.drivers import (
+    DeviceFault,
+    DeviceLost,
+    TransportError,
+    attached,
+    driver_of,
+    open_driver,
+    parse_uri,
+    swiftrng_wire,
+)
 from everett_cuda.errors import BadParameter, HealthAlarm, SourceError
 from everett_cuda.source import Source
 

@@ -24,7 +24,7 @@ from .comscire_models import IDS, PREFIX, model_of
 from .comscire_protocol import ANSWER_S, BAD_STATISTICS, SYNCHRONIZE_S, Generator
 from .contract import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
 from .ftdi_pipe import FtdiPipe
-from .named_usb import close_all, named_device, permission_finding, usb_state, usb_uri
+from .named_usb import close_all, named_device, usb_findings, usb_state, usb_uri
 from .permission import in_words
 from .reconnection import try_until
 from .serial_port import holders, ports
@@ -269,27 +269,12 @@ def _findings(device: UsbDevice, unlisted: bool):
         yield Finding("model", "fail", str(error), "use a generator that is meant as a source of random bits")
         return
     yield Finding("model", "ok", f"ComScire {model.name}, generation {model.generation}")
-    permission = permission_finding(device)
-    yield permission
-    if permission.verdict == "fail":
-        return
     tty, users = _tty_users(device)
     if users:
         text = f"{tty} of the kernel driver ftdi_sio is open in {in_words(users)}"
         yield Finding("other process", "fail", text, "close that first")
         return
-    if device.kernel_driver_active():
-        driver = device.kernel_driver() or "the kernel's serial driver"
-        text = f"{driver} is bound to it; it is taken from it at opening, and comes back when it is plugged in again"
-        step = f"by hand: `echo {device.path}:1.0 > /sys/bus/usb/drivers/ftdi_sio/unbind`"
-        yield Finding("kernel driver", "note", text, step)
-        return
-    try:
-        device.claim(1, 0)
-    except SourceError as error:
-        yield Finding("other process", "fail", str(error), "stop that first")
-        return
-    yield Finding("other process", "ok", "nobody else has claimed it")
+    yield from usb_findings(device)
 
 
 def _generators() -> list[UsbDevice]:

@@ -3,8 +3,8 @@
 import os
 
 from ..errors import SourceError
-from .contract import Attached, Finding, Kind
-from .serial_port import Port, ports, state
+from .contract import Finding
+from .serial_port import Port, ports
 from .uri import SourceURI
 
 
@@ -20,7 +20,7 @@ def named_port(uri: SourceURI, found: list[Port], looks_for: str) -> Port:
         # The name that the user gave is kept: a link under /dev/serial/by-id outlives a replug, ttyACM0 may not.
         return Port(rest, known.vid, known.pid, known.serial, known.product, known.manufacturer)
     if rest:
-        same = [p for p in found if p.serial == rest]
+        same = [p for p in found if rest in (p.serial, p.device)]
         if not same:
             there = ", ".join(port_uri(uri.scheme, p) for p in found) or "none"
             raise SourceError(f"{uri.text}: no such device is attached (there: {there}); it looks for {looks_for}")
@@ -36,11 +36,6 @@ def named_port(uri: SourceURI, found: list[Port], looks_for: str) -> Port:
 def port_uri(scheme: str, port: Port) -> str:
     """The URI that opens exactly this port: by its serial number where it has one."""
     return f"{scheme}:{port.serial or port.device}"
-
-
-def attached_port(scheme: str, port: Port, name: str, kind: Kind, rate_bytes_per_s: float | None) -> Attached:
-    """The row of `everett devices` for a port."""
-    return Attached(port_uri(scheme, port), name, port.serial, kind, rate_bytes_per_s, state(port.device))
 
 
 def found_finding(uri: SourceURI, found: list[Port], looks_for: str) -> tuple[Port | None, Finding]:

@@ -52,11 +52,23 @@ def usb_state(device: UsbDevice) -> str:
     return "ready"
 
 
-def permission_finding(device: UsbDevice) -> Finding:
-    """For the doctor: may this user open the device's node?"""
+def usb_findings(device: UsbDevice) -> list[Finding]:
+    """For the doctor: may this user open the device's node, is a kernel driver bound to it, has somebody claimed it?
+
+    Ends at the first fail. Leaves the device open; the caller closes it. A kernel driver is left where it is.
+    """
+    findings = []
     try:
         device.open()
+        findings = [Finding("permission", "ok", f"this user may open {device.node}")]
+        if device.kernel_driver_active():
+            driver = device.kernel_driver() or "a kernel driver"
+            text = f"{driver} is bound to it; it is detached at opening, and comes back when the device is plugged in again"
+            step = f"to detach it by hand: `echo {device.path}:1.0 > /sys/bus/usb/drivers/{driver}/unbind`"
+            return [*findings, Finding("kernel driver", "note", text, step)]
+        device.claim(1, 0)
     except SourceError as error:
-        step = device.permission_hint() if device.forbidden(error) else "plug it in again"
-        return Finding("permission", "fail", str(error), step)
-    return Finding("permission", "ok", f"this user may open {device.node}")
+        if device.forbidden(error):
+            return [Finding("permission", "fail", str(error), device.permission_hint())]
+        return [*findings, Finding("other process", "fail", str(error), "stop that first")]
+    return [*findings, Finding("other process", "ok", "nobody else has claimed it")]

@@ -5,6 +5,7 @@ tectrolabs/swiftrng @9e635e6 (V: read in its source) and the tech-spec pages of 
 source is for use with its devices; none of it is here. Never seen on hardware here.
 
     swiftrng:            the only one attached         swiftrng:SERIAL, swiftrng:/dev/serial/by-id/...
+    swiftrng:usb:1-2     the first model (1fc9:8110, no serial port) at that place on the bus
     source=1|2           raw bytes of one noise source alone, for measurements; without it both, combined
 
 Models with firmware 3 (Z) run a linear corrector (Lacharme) inside, so their output counts as conditioned; older ones
@@ -17,13 +18,16 @@ import time
 
 from ..errors import SourceError
 from .contract import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
-from .named_port import attached_port, found_finding, named_port
+from .named_port import found_finding, named_port, port_uri
+from .named_usb import close_all, usb_findings, usb_state
 from .reconnection import try_until
-from .serial_port import Port, examine_port, ports
-from .swiftrng_wire import SerialWire, Wire
+from .serial_port import Port, examine_port, ports, state
+from .swiftrng_wire import SerialWire, UsbWire, Wire
 from .uri import SourceURI
+from .usb import UsbDevice, find
 
-_IDS = {(0x1FC9, 0x8111), (0x3975, 0x0001), (0x3975, 0x0002), (0x3975, 0x0003), (0x3975, 0x0004)}
+_SERIAL_IDS = {(0x1FC9, 0x8111), (0x3975, 0x0001), (0x3975, 0x0002), (0x3975, 0x0003), (0x3975, 0x0004)}
+_LIBUSB_IDS = {(0x1FC9, 0x8110)}
 _BLOCK = 16000
 _ANSWER_S = 2.0  # the vendor's limit for an answer (V)
 _TRIES = 3  # a device that was left in the middle of an answer is in step after the second
@@ -45,7 +49,7 @@ class SwiftRngDriver(Driver):
 
     scheme = "swiftrng"
     parameters = {"source": parse_source}
-    looks_for = "TectroLabs SwiftRNG on a USB serial port (1fc9:8111, 3975:0001 to 0004)"
+    looks_for = "TectroLabs SwiftRNG on a USB serial port (1fc9:8111, 3975:0001 to 0004) or on USB (1fc9:8110)"
     kind = "electronic"
     chunk_bytes = _BLOCK  # an answer; rates of the models are not published in a form that was found
 
@@ -68,21 +72,43 @@ class SwiftRngDriver(Driver):
 
     @classmethod
     def _found(cls) -> list[Port]:
-        return ports(ids=_IDS, text="SwiftRNG")
+        """All that are attached; the first model, which makes no serial port, as a port `usb:PLACE`."""
+        devices = find(_LIBUSB_IDS)
+        try:
+            return ports(ids=_SERIAL_IDS, text="SwiftRNG") + [_as_port(d) for d in devices]
+        finally:
+            close_all(devices)
 
     @classmethod
     def attached(cls) -> list[Attached]:
-        return [attached_port(cls.scheme, p, p.product or "SwiftRNG", cls.kind, None) for p in cls._found()]
+        devices = find(_LIBUSB_IDS)
+        try:
+            found = [(p, state(p.device)) for p in ports(ids=_SERIAL_IDS, text="SwiftRNG")]
+            found += [(_as_port(d), usb_state(d)) for d in devices]
+        finally:
+            close_all(devices)
+        return [
+            Attached(port_uri(cls.scheme, p), p.product or "SwiftRNG", p.serial, cls.kind, None, words) for p, words in found
+        ]
 
     @classmethod
     def examine(cls, uri: SourceURI) -> list[Finding]:
         port, finding = found_finding(uri, cls._found(), cls.looks_for)
-        return [finding] if port is None else [finding, *examine_port(port.device)]
+        if port is None:
+            return [finding]
+        device = _at(port.device)
+        if device is None:
+            return [finding, *examine_port(port.device)]
+        try:
+            return [finding, *usb_findings(device)]
+        finally:
+            device.close()
 
     # --- opening ---
 
     def _connect(self, port: Port, answer_s: float) -> None:
-        wire = SerialWire(port.device)
+        device = _at(port.device)
+        wire = UsbWire(device) if device else SerialWire(port.device)
         try:
             firmware, model, serial = self._identity(wire, answer_s)
         except BaseException:
@@ -222,19 +248,31 @@ class SwiftRngDriver(Driver):
             self._wire = None
 
 
+def _as_port(device: UsbDevice) -> Port:
+    return Port(f"usb:{device.path}", device.vendor, device.product, device.serial, device.name)
+
+
+def _at(place: str) -> UsbDevice | None:
+    """The first model at `usb:PLACE`, closed; None for a serial port. DeviceLost when it is not there any more."""
+    if not place.startswith("usb:"):
+        return None
+    devices = find(_LIBUSB_IDS)
+    here = next((d for d in devices if _as_port(d).device == place), None)
+    close_all([d for d in devices if d is not here])
+    if here is None:
+        raise DeviceLost(f"there is no SwiftRNG at {place} any more")
+    return here
+
+
 def _ask(wire: Wire, command: tuple[bytes, int], answer_s: float) -> str:
     """The text that answers a command; TransportError when it is short or its status bad, SourceError if it is no text."""
     byte, n = command
     wire.write(byte)
     answer, at = memoryview(bytearray(512)), 0
     deadline = time.monotonic() + answer_s
-    while at <= n:
-        left = deadline - time.monotonic()
-        got = wire.read(answer[at:], left) if left > 0 else 0
-        if got == 0:
-            raise TransportError(f"{wire.where} gave {at} of {n + 1} bytes for command {byte.decode()!r}")
-        at += got
-    if at > n + 1:
+    while at <= n and (left := deadline - time.monotonic()) > 0:
+        at += wire.read(answer[at:], left)
+    if at != n + 1:
         raise TransportError(f"{wire.where} gave {at} of {n + 1} bytes for command {byte.decode()!r}")
     if answer[n]:
         raise SourceError(f"{wire.where}: command {byte.decode()!r} failed with status {answer[n]:#04x}")

@@ -1,11 +1,18 @@
 """The two ways to a SwiftRNG: a USB serial port (newer models) or two bulk endpoints (the first model).
 
-Both take a command byte and give an answer back; neither says where an answer begins or ends.
+Both take a command byte and give an answer back; neither says where an answer begins.
 """
 
 import abc
+import errno
+import time
+from array import array
 
+from usb.core import USBError
+
+from .contract import TransportError
 from .serial_port import close_port, drain, open_port, read_some, write_all
+from .usb import UsbDevice
 
 _WRITE_S = 0.1  # tectrolabs/swiftrng @9e635e6 (V)
 # The device is silent between answers; the vendor's library takes 100 ms without a byte as the end.
@@ -60,3 +67,52 @@ class SerialWire(Wire):
 
     def close(self) -> None:
         close_port(self._port)
+
+
+class UsbWire(Wire):
+    """The first model, 1fc9:8110: interface 0, commands to endpoint 0x01, answers from 0x81 (V). Takes over `device`."""
+
+    _OUT, _IN = 0x01, 0x81
+    _TRANSFER = 17 * 1024  # whole packets, and more than an answer: a transfer ends with the answer's short packet
+
+    def __init__(self, device: UsbDevice):
+        self.where = f"{device}"
+        self._device = device
+        self._into = array("B", bytes(self._TRANSFER))
+        try:
+            device.claim(1, 0)
+        except BaseException:
+            device.close()
+            raise
+
+    def write(self, data: bytes) -> None:
+        self._device.bulk_write(self._OUT, data, int(_WRITE_S * 1000))
+
+    def read(self, buffer: memoryview, timeout_s: float) -> int:
+        # Not longer than 0.1 s at once (the vendor's time-out, V): nothing but its end can break off a transfer.
+        try:
+            got = self._device.bulk_read(self._IN, self._into, min(100, max(1, int(timeout_s * 1000))))
+        except USBError as error:
+            if error.errno == errno.ETIMEDOUT:
+                return 0
+            raise self._device.explained(error, "reading") from error
+        if got > len(buffer):
+            raise TransportError(f"{self.where} sent {got} bytes where {len(buffer)} at most were expected: out of step")
+        buffer[:got] = memoryview(self._into)[:got]
+        return got
+
+    def drain(self) -> int:
+        dropped, deadline = 0, time.monotonic() + _DRAIN_S
+        junk = memoryview(bytearray(self._TRANSFER))
+        while time.monotonic() < deadline:
+            got = self.read(junk, _QUIET_S)
+            if got == 0:
+                return dropped
+            dropped += got
+        raise TransportError(f"{self.where} does not fall silent: {dropped} bytes came in {_DRAIN_S:g} s")
+
+    def wake(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._device.close()

@@ -19,9 +19,9 @@ import numpy as np
 
 from ..errors import BadParameter, SourceError
 from .contract import Attached, DeviceLost, Driver, Finding, MinEntropy
-from .named_port import attached_port, found_finding, named_port
+from .named_port import found_finding, named_port, port_uri
 from .reconnection import try_until
-from .serial_port import Port, close_port, examine_port, open_port, ports, read_exact, read_some
+from .serial_port import Port, close_port, examine_port, open_port, ports, read_exact, read_some, state
 from .uri import SourceURI, parse_flag
 
 # USB identities: euler357/TrueRNG truerng_find.py (V). v1, v2 and v3 share one.
@@ -87,7 +87,8 @@ class TrueRngDriver(Driver):
         rows = []
         for port in cls._found():
             model = _MODELS[port.vid, port.pid]
-            rows.append(attached_port(cls.scheme, port, model, cls.kind, _RATES_BYTES_PER_S.get(model)))
+            rate = _RATES_BYTES_PER_S.get(model)
+            rows.append(Attached(port_uri(cls.scheme, port), model, port.serial, cls.kind, rate, state(port.device)))
         return rows
 
     @classmethod

@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from devices.swiftrng import BLOCK, SwiftRng
+from devices.swiftrng import BLOCK, SwiftRng, SwiftRngUsb
+from devices.usb_bus import UsbBus
 from processes import in_forked_child
 from serial.tools import list_ports
 from serial.tools.list_ports_common import ListPortInfo
@@ -25,6 +26,14 @@ from everett_cuda.drivers import (
 )
 from everett_cuda.errors import BadParameter, HealthAlarm, SourceError
 from everett_cuda.source import Source
+
+
+@pytest.fixture(autouse=True)
+def bus():
+    """The emulated USB, empty: this machine's own is not looked at."""
+    with UsbBus().plugged_into_pyusb() as empty:
+        yield empty
+        assert empty.open_handles == 0, "a device was opened and not closed"
 
 
 @pytest.fixture
@@ -306,3 +315,74 @@ def test_two_hundred_openings_leave_nothing_behind(device, monkeypatch):
             if k % 20 == 0:
                 read(driver, 100)
             driver.close()
+
+
+# --- the first model, by libusb ---
+
+
+@pytest.fixture
+def first_model(bus, usb):
+    bus.gadgets.append(SwiftRngUsb(firmware="V1.2"))
+    return bus.gadgets[0]
+
+
+def test_the_first_model_speaks_the_same_protocol_on_usb(first_model):
+    (row,) = (r for r in attached()[0] if r.uri.startswith("swiftrng:"))
+    assert (row.uri, row.name, row.kind, row.state) == ("swiftrng:usb:99-1", "SwiftRNG", "electronic", "ready")
+    first_model.left_over = b"\x77" * 40_000
+    for uri in ("swiftrng:", row.uri):
+        first_model.firmware.sent.clear()
+        driver = open_driver(uri)
+        assert read(driver, 50_000) == bytes(first_model.firmware.sent[:50_000])
+        assert (driver.serial, driver.conditioned) == ("SWRNG-012345-A1", False)
+        driver.close()
+    assert first_model.firmware.asked == "vmsxxxx" * 2
+    with pytest.raises(SourceError, match="no such device is attached .there: swiftrng:usb:99-1"):
+        open_driver("swiftrng:usb:99-2")
+
+
+def test_out_of_step_on_usb_is_no_fault_of_the_device(first_model):
+    driver = open_driver("swiftrng:")
+    first_model.firmware.surplus, first_model.firmware.status = b"\x66" * 3, 0x55
+    with pytest.raises(TransportError, match="out of step") as caught:
+        read(driver, 1)
+    assert not isinstance(caught.value, DeviceFault)
+    first_model.firmware.status = 9
+    with pytest.raises(DeviceFault):
+        read(driver, 1)
+    driver.close()
+
+
+def test_the_first_model_unplugged_inside_an_answer_and_plugged_in_again(bus, first_model):
+    with Source.open("swiftrng:") as opened:
+        first = opened.take(32_000)
+        first_model.cut_at = 5000
+        wait_until(lambda: opened.status().transport_errors == 1)
+        before = bytes(first_model.firmware.sent)
+        first_model.firmware.sent.clear()
+        rest = opened.take(opened.ring.unread)
+        first_model.plug()
+        again = opened.take(32_000, timeout_s=10)
+        assert cut(again) == blocks(bytes(first_model.firmware.sent))[:1000]
+        first_model.unplug()
+        bus.gadgets[:] = [SwiftRngUsb(serial="SWRNG-999999-A1", firmware="V1.2")]
+        assert "another SwiftRNG now: SWRNG-999999-A1, not SWRNG-012345-A1" in str(take_until_end(opened)[1])
+    assert cut(first + rest) == blocks(before[: len(before) - BLOCK])[: len(first + rest) // 32]
+
+
+def test_the_first_model_is_refused_to_a_second_opening_and_examined(first_model):
+    def verdicts():
+        uri = parse_uri("swiftrng:")
+        return [(f.check, f.verdict) for f in driver_of(uri).examine(uri)]
+
+    assert verdicts() == [("device", "ok"), ("permission", "ok"), ("other process", "ok")]
+    driver = open_driver("swiftrng:")
+    with pytest.raises(SourceError, match="is in use by"):
+        open_driver("swiftrng:")
+    assert verdicts()[2:] == [("other process", "fail")]
+    assert read(driver, 100) == bytes(first_model.firmware.sent[:100])
+    driver.close()
+    first_model.forbidden = True
+    assert verdicts() == [("device", "ok"), ("permission", "fail")]
+    with pytest.raises(SourceError, match="no permission .*1fc9.*8110"):
+        open_driver("swiftrng:")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from devices.truerng import TrueRNG
+from devices.usb_bus import UsbBus
 from processes import in_forked_child
 from serial.tools import list_ports
 from serial.tools.list_ports_common import ListPortInfo
@@ -19,6 +20,13 @@ from everett_cuda.source import Source
 
 V3, PRO, PRO_V2, OTHER = (0x04D8, 0xF5FE), (0x16D0, 0x0AA0), (0x04D8, 0xEBB5), (0x0403, 0x6001)
 FIRST_BYTES = 1024  # thrown away at each opening
+
+
+@pytest.fixture(autouse=True)
+def bus():
+    """The emulated USB, empty: this machine's own is not looked at."""
+    with UsbBus().plugged_into_pyusb() as empty:
+        yield empty
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
-"""An emulated SwiftRNG: its command protocol, and the pty on which the newer models speak it.
+"""An emulated SwiftRNG: its command protocol, on a pty (the newer models) or on the emulated USB (the first one).
 
 From github tectrolabs/swiftrng @9e635e6 (`SwiftRngApi.cpp`): a command byte, an answer of fixed length, a status byte.
 """
 
+import errno
 from pathlib import Path
 
 from .noise_source import NoiseSource
 from .pty_device import PtyDevice
+from .usb_bus import UsbGadget, usb_error
 
 BLOCK = 16000
 
@@ -68,3 +70,42 @@ class SwiftRng(PtyDevice):
                 self.cut_at = None
                 return self.pull()
             self.send(answer)
+
+
+class SwiftRngUsb(UsbGadget):
+    """The first model, 1fc9:8110: bulk endpoints 0x01 and 0x81, packets of 64 bytes. Its USB has no serial number."""
+
+    vendor, product, name = 0x1FC9, 0x8110, "SwiftRNG"
+    endpoints = {0x01: 64, 0x81: 64}
+
+    def __init__(self, port: int = 1, **identity):
+        super().__init__("", port)
+        self.firmware = SwiftRngProtocol(**identity)
+        self.silent = False
+        self.cut_at: int | None = None
+        self.left_over = b""
+
+    def plug(self) -> None:
+        self.left_over = b""
+        super().plug()
+
+    def bulk_out(self, data, timeout_ms):
+        for command in data.decode("latin-1"):
+            if not self.silent:
+                self.left_over += self.firmware.answer(command)
+        return len(data)
+
+    def bulk_in(self, into, timeout_ms):
+        if len(into) % 64:
+            raise usb_error(errno.EOVERFLOW)
+        if not self.left_over:
+            if not self.gone.wait(timeout_ms / 1000):
+                raise usb_error(errno.ETIMEDOUT)
+            raise usb_error(errno.ENODEV)
+        n = min(len(into), len(self.left_over))
+        if self.cut_at is not None and n >= self.cut_at:
+            self.cut_at = None
+            self.unplug()
+            raise usb_error(errno.ENODEV)
+        into[:n], self.left_over = self.left_over[:n], self.left_over[n:]
+        return n

@@ -5,7 +5,7 @@ tells the one from the other, so here they are `electronic`. Never seen on hardw
 
     comscire:            the only one attached           comscire:QWR40123, comscire:path=1-2
     latency=20           ms after which the FTDI chip sends what it has (the vendor's value)
-    transfer=8KiB        bytes asked for at once; by default 20 ms of the model's rate, 512 to 64 KiB
+    transfer=8KiB        bytes asked for at once, 512 to 512KiB; by default 20 ms of the model's rate, at most 64 KiB
     status=30            s between looks at the device's own statistics, for which the stream has to stop for about 0.1 s;
                          0: only when the stream begins
     bits=msb|lsb         which bit of a byte was made first (not documented; msb)
@@ -31,7 +31,8 @@ from .serial_port import holders, ports
 from .uri import SourceURI, parse_count, parse_flag, parse_size
 from .usb import UsbDevice, find
 
-_SMALLEST_TRANSFER, _LARGEST_TRANSFER = 512, 65536  # of the vendor's library for slow and fast models (V)
+_SMALLEST_TRANSFER, _LARGE_TRANSFER = 512, 65536  # of the vendor's library for slow and fast models (V)
+_LARGEST_TRANSFER = 1 << 19  # 1 MiB lost data for others (libusb issue 1286)
 _GATHER_S = 0.02  # a read returns with the bytes of so long, or a full buffer
 _SLOWEST_BYTES_PER_S = 100e3 / 8  # of the models that are taken
 _SILENCE_S = 5.0  # the vendor's time-out of a stream; then it is stopped and started
@@ -45,9 +46,9 @@ def parse_latency(text: str) -> int:
 
 
 def parse_transfer(text: str) -> int:
-    """512 to 64 KiB."""
+    """512 to 512 KiB."""
     if not _SMALLEST_TRANSFER <= (size := parse_size(text)) <= _LARGEST_TRANSFER:
-        raise ValueError("512 to 64KiB")
+        raise ValueError("512 to 512KiB")
     return size
 
 
@@ -303,6 +304,6 @@ def _take_from_kernel(device: UsbDevice) -> None:
 def _transfer(rate_bytes_per_s: float | None) -> int:
     """The power of two that holds 20 ms of the rate: so a transfer neither waits long nor hands over often."""
     if rate_bytes_per_s is None:
-        return _LARGEST_TRANSFER
+        return _LARGE_TRANSFER
     wanted = int(rate_bytes_per_s * _GATHER_S)
-    return min(_LARGEST_TRANSFER, max(_SMALLEST_TRANSFER, 1 << (wanted - 1).bit_length()))
+    return min(_LARGE_TRANSFER, max(_SMALLEST_TRANSFER, 1 << (wanted - 1).bit_length()))

@@ -90,10 +90,9 @@ class FtdiPipe:
         try:
             got = self._device.bulk_read(self._endpoint, self._into, max(1, int(timeout_s * 1000)))
         except USBError as error:
-            if error.errno == errno.ETIMEDOUT:
-                got = 0
-            else:
-                raise self._device.explained(error, "reading") from error
+            if error.errno != errno.ETIMEDOUT:
+                raise self._device.failed_read(error, self._endpoint) from error
+            got = 0
         data, status = payload(np.frombuffer(self._into, dtype=np.uint8, count=got), self._packet_bytes)
         if status & _LINE_ERRORS:
             raise TransportError(f"{self._device}: the FTDI chip reports errors on its line, status {status:#04x}")

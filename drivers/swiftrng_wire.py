@@ -95,7 +95,7 @@ class UsbWire(Wire):
         except USBError as error:
             if error.errno == errno.ETIMEDOUT:
                 return 0
-            raise self._device.explained(error, "reading") from error
+            raise self._device.failed_read(error, self._IN) from error
         if got > len(buffer):
             raise TransportError(f"{self.where} sent {got} bytes where {len(buffer)} at most were expected: out of step")
         buffer[:got] = memoryview(self._into)[:got]

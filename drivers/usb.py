@@ -246,6 +246,15 @@ class UsbDevice:
             return SourceError(f"{self} is in use by {self.users_in_words()}; stop that first")
         return TransportError(f"{self}: {doing} failed: {error.strerror or error} (errno {error.errno})")
 
+    def failed_read(self, error: USBError, endpoint: int) -> SourceError:
+        """`explained`, for a read from an endpoint, which is let go on if it has stalled."""
+        if error.errno == errno.EPIPE:
+            try:
+                self.clear_halt(endpoint)
+            except SourceError as failed:  # unplugged meanwhile, perhaps
+                return failed
+        return self.explained(error, "reading")
+
     @staticmethod
     def forbidden(error: SourceError) -> bool:
         """Whether it was the missing permission that an error of this class explained."""

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import usb.util
 from devices.comscire import DELIMITER, START, STATUS, STOP, ComScire, FtdiChip
 from devices.usb_bus import UsbBus
 from source_checks import UNIT, blocks, cut, nothing_left, take_until_end, wait_until
@@ -14,6 +15,7 @@ from everett_cuda.drivers import DeviceFault, DeviceLost, TransportError, attach
 from everett_cuda.drivers.comscire_models import model_of
 from everett_cuda.drivers.ftdi_pipe import payload
 from everett_cuda.drivers.permission import udev_rule
+from everett_cuda.drivers.usb import find
 from everett_cuda.errors import BadParameter, HealthAlarm, SourceError
 from everett_cuda.source import Source
 
@@ -159,6 +161,30 @@ def test_an_overrun_is_no_error(device):
     driver.close()
 
 
+def test_a_stalled_endpoint_is_cleared_and_the_stream_started_anew(device):
+    driver = open_driver("comscire:?latency=2")
+    read(driver, 100)
+    device.halted = True
+    with pytest.raises(TransportError, match="reading failed: Broken pipe"):
+        read(driver, 100_000)
+    assert read(driver, 1000) == bytes(device.runs[1][:1000])
+    driver.close()
+
+
+def test_nothing_that_a_library_does_gives_the_device_back(device):
+    found = find({(0x0403, 0x6001)})
+    (claimed,) = found
+    claimed.claim(1, 0)
+    lent = claimed.lend()
+    lent.set_configuration()
+    usb.util.claim_interface(lent, 0)
+    usb.util.dispose_resources(lent)  # what pyusb does at the end of a process, a forked child's too
+    with pytest.raises(SourceError, match="is in use by"):
+        open_driver("comscire:")
+    claimed.close()
+    open_driver("comscire:").close()
+
+
 def test_a_silent_generator_gives_nothing_in_the_time_and_is_started_anew_after_five_seconds(device, monkeypatch):
     monkeypatch.setattr("everett_cuda.drivers.comscire._SILENCE_S", 0.3)
     driver = open_driver("comscire:?latency=5")
@@ -230,7 +256,7 @@ def test_what_is_not_known_is_configuration(device):
     assert (driver.bit_order, driver.conditioned, device.latency_ms) == ("lsb_first", False, 7)
     assert driver.details["transfer"] == "4096 bytes" and float(driver.min_entropy.bits_per_byte) == 6
     driver.close()
-    for query in ("bits=big", "latency=0", "latency=256", "transfer=256", "transfer=128KiB", "status=x", "mode=1"):
+    for query in ("bits=big", "latency=0", "latency=256", "transfer=256", "transfer=1MiB", "status=x", "mode=1"):
         with pytest.raises(BadParameter, match=query.partition("=")[0]):
             open_driver(f"comscire:?{query}")
     assert model_of("QWR4Z001", unlisted=True).name == "PQ4000KU"

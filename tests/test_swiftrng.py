@@ -347,6 +347,9 @@ def test_out_of_step_on_usb_is_no_fault_of_the_device(first_model):
     with pytest.raises(TransportError, match="out of step") as caught:
         read(driver, 1)
     assert not isinstance(caught.value, DeviceFault)
+    first_model.halted = True
+    with pytest.raises(TransportError, match="Broken pipe"):
+        read(driver, 1)
     first_model.firmware.status = 9
     with pytest.raises(DeviceFault):
         read(driver, 1)

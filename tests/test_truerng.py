@@ -14,7 +14,7 @@ from serial.tools.list_ports_common import ListPortInfo
 from source_checks import UNIT, blocks, cut, nothing_left, take_until_end, wait_until
 
 from everett_cuda import source
-from everett_cuda.drivers import DeviceLost, TransportError, attached, driver_of, open_driver, parse_uri
+from everett_cuda.drivers import DeviceLost, TransportError, attached, driver_of, open_driver, parse_uri, truerng
 from everett_cuda.errors import BadParameter, HealthAlarm, SourceError
 from everett_cuda.source import Source
 
@@ -45,6 +45,11 @@ def usb(monkeypatch):
 
     monkeypatch.setattr(list_ports, "comports", comports)
     return identities
+
+
+@pytest.fixture
+def quick_knock(monkeypatch):
+    monkeypatch.setattr(truerng, "_MODE_CHANGE_S", 0.1)
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ def test_the_source_hands_out_the_hashes_of_its_bytes(device):
 
 
 @pytest.mark.parametrize("mode, left_in", [("normal", "debug"), ("rng2", "normal")])
-def test_the_knock_sets_the_mode_of_a_pro(device, usb, mode, left_in):
+def test_the_knock_sets_the_mode_of_a_pro(device, usb, quick_knock, mode, left_in):
     usb[device] = (PRO, "P1")
     device.mode = left_in
     driver = open_driver(f"truerng:?mode={mode}")
@@ -135,7 +140,7 @@ def test_without_a_mode_nothing_is_knocked(device, usb):
     assert device.mode == "rng2" and device.openings == 1
 
 
-def test_unwhitened_bytes_need_a_claim_and_are_not_called_conditioned(device, usb):
+def test_unwhitened_bytes_need_a_claim_and_are_not_called_conditioned(device, usb, quick_knock):
     usb[device] = (PRO_V2, "P2")
     with pytest.raises(BadParameter, match="needs h="):
         open_driver("truerng:?mode=unwhitened")
@@ -284,7 +289,9 @@ def test_a_long_stall_ends_the_source_and_reopening_starts_it_again(device):
     with pytest.MonkeyPatch.context() as patience, Source.open("truerng:") as opened:
         patience.setattr(source, "PATIENCE_S", 0.4)
         device.silent = True
+        start = time.monotonic()
         out, error = take_until_end(opened)
+        assert time.monotonic() - start < 0.4 + 1.0  # an answer within a second of the time-out
         assert "gave no bytes for 0.4 s" in str(error)
         assert cut(out) == blocks(bytes(device.sent[FIRST_BYTES:]))[: len(out) // 32]
         device.silent = False

@@ -54,6 +54,7 @@ class TrueRNG(PtyDevice):
             self._send(self.stale)
         packets = self._packets()
         self._send(packets)
+        self.rest(0.001)  # about the rate of a Pro; without it this thread would hold the interpreter
         # The packet that the host did not fetch any more stays in the device.
         self.stale = packets[-PACKET:]
 

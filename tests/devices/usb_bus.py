@@ -33,6 +33,7 @@ class UsbGadget:
         self.forbidden = False  # this user may not open it
         self.busy = False  # a process that cannot be seen has claimed it
         self.kernel_driver = False  # one is bound to its interface
+        self.halted = False  # its endpoints stall until the host clears that
         self.gone = threading.Event()
 
     def unplug(self) -> None:
@@ -176,8 +177,13 @@ class UsbBus(IBackend):
             raise usb_error(errno.ENOENT)
         return gadget
 
+    def clear_halt(self, handle, endpoint):
+        self._claimed(handle, endpoint).halted = False
+
     def bulk_read(self, handle, endpoint, interface, into, timeout):
         gadget = self._claimed(handle, endpoint)
+        if gadget.halted:
+            raise usb_error(errno.EPIPE)
         got = gadget.bulk_in(memoryview(into).cast("B"), timeout)
         self._there(handle)
         return got

@@ -54,17 +54,28 @@ class _Context:
 
 
 class _Loan:
-    """A pyusb backend in which the one device is open already and stays so: transfers pass, its life is not touched."""
+    """A pyusb backend in which the one device is open already and stays so: transfers pass, its life is not touched.
 
-    def __init__(self, backend, handle):
-        self._backend = backend
-        self._handle = handle
+    What pyusb holds of it is this object, not libusb's: those must be gone when their context ends, and an exception
+    of a library keeps all that its frames have seen.
+    """
+
+    def __init__(self, lender: "UsbDevice"):
+        self._lender = lender
 
     def __getattr__(self, name: str):
-        return getattr(self._backend, name)
+        request = getattr(self._lender._context.backend, name)
+
+        def asked(_, *more):
+            real = self._lender._device if name.endswith("_descriptor") else self._lender._handle
+            if real is None:
+                raise USBError("the device was given back", None, errno.ENODEV)
+            return request(real, *more)
+
+        return asked
 
     def open_device(self, device):
-        return self._handle
+        return self
 
     def close_device(self, handle) -> None:
         pass
@@ -209,7 +220,8 @@ class UsbDevice:
     def lend(self) -> Device:
         """The claimed device as pyusb's own `Device`, for a library that asks for one. Whatever that library does, this
         object alone claims and gives back."""
-        return Device(self._device, _Loan(self._context.backend, self._handle))
+        loan = _Loan(self)
+        return Device(loan, loan)
 
     def clear_halt(self, endpoint: int) -> None:
         """Lets an endpoint that stalled go on."""

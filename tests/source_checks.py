@@ -25,9 +25,10 @@ def cut(out: bytes) -> list[bytes]:
 
 
 def take_until_end(opened: Source, timeout_s: float = 10.0) -> tuple[bytes, EverettError]:
-    """Everything until the source ends, and the error that ended it; Starved is a failure."""
-    out = bytearray()
+    """Everything until the source ends, and the error that ended it; one that flows on for 3 * timeout_s is a failure."""
+    out, deadline = bytearray(), time.monotonic() + 3 * timeout_s
     while True:
+        assert time.monotonic() < deadline, f"the source still flows after {3 * timeout_s} s"
         try:
             out += opened.take(32, timeout_s)
         except Starved:

@@ -1,5 +1,8 @@
 """comscire: the real pyftdi over an emulated FTDI chip with a generator behind it; models; faults through the source."""
 
+import os
+import pty
+import subprocess
 import threading
 import time
 
@@ -8,6 +11,8 @@ import pytest
 import usb.util
 from devices.comscire import DELIMITER, START, STATUS, STOP, ComScire, FtdiChip
 from devices.usb_bus import UsbBus
+from serial.tools import list_ports
+from serial.tools.list_ports_common import ListPortInfo
 from source_checks import UNIT, blocks, cut, nothing_left, take_until_end, wait_until
 
 from everett_cuda import source
@@ -309,6 +314,28 @@ def test_the_kernels_serial_driver_is_detached_but_not_by_the_doctor(device):
     assert not device.kernel_driver and len(read(driver, 100)) == 100
     driver.close()
     assert [(f.check, f.verdict) for f in driver_of(uri).examine(uri)][2:] == [("permission", "ok"), ("other process", "ok")]
+
+
+def test_somebody_who_reads_through_the_kernels_driver_is_named_and_left_in_peace(device, monkeypatch):
+    master, slave = pty.openpty()
+    port = ListPortInfo(os.ttyname(slave))
+    port.vid, port.pid, port.serial_number = 0x0403, 0x6001, device.serial
+    monkeypatch.setattr(list_ports, "comports", lambda *_: [port])
+    device.kernel_driver = True
+    reader = subprocess.Popen(["sleep", "60"], stdin=slave)
+    os.close(slave)
+    try:
+        with pytest.raises(SourceError, match=rf"in use by sleep \(pid {reader.pid}\) as {port.device}"):
+            open_driver("comscire:")
+        uri = parse_uri("comscire:")
+        last = driver_of(uri).examine(uri)[-1]
+        assert (last.check, last.verdict) == ("other process", "fail") and f"sleep (pid {reader.pid})" in last.text
+        assert device.kernel_driver
+    finally:
+        reader.kill()
+        reader.wait()
+        os.close(master)
+    open_driver("comscire:").close()
 
 
 def test_a_second_opening_is_refused_and_does_not_disturb_the_first(device):

@@ -27,6 +27,7 @@ class SwiftRngProtocol:
         self.diagnostics = 0
         self.lose = 0  # bytes that the next answer lacks
         self.surplus = b""  # comes behind the next answer
+        self.late = b""  # the same, but a moment later
 
     def answer(self, command: str) -> bytes:
         """The whole answer to one command byte; none for a byte that is no command."""
@@ -70,6 +71,10 @@ class SwiftRng(PtyDevice):
                 self.cut_at = None
                 return self.pull()
             self.send(answer)
+            late, self.firmware.late = self.firmware.late, b""
+            if late:
+                self.rest(0.03)
+                self.send(late)
 
 
 class SwiftRngUsb(UsbGadget):

@@ -32,7 +32,7 @@ STARTING_S = 10.0  # for the device's own start-up test, whose length is not doc
 ENOUGH_BYTES = 2048  # a read waits for so many, or for its time-out: 0.16 s at the usual rate
 CHECK_BYTES = 65536
 SILENCE_S = 1.0
-STATISTICS_S = 2.0
+LOOK_S = 2.0  # one-shot reads see the health flags each time, and configuration and statistics after so long
 
 
 def _one_of(*names: str):
@@ -82,8 +82,9 @@ class QCicadaDriver(Driver):
         self._lock = threading.Lock()  # whoever uses the port
         self._closed = threading.Event()
         self._in_step = False  # the device is where the next read expects it
+        self._failures = 0  # to bring it there
         self._unchecked_bytes = 0  # of a stream, since the health flags were seen
-        self._last_byte = self._last_statistics = 0.0
+        self._last_byte = self._last_look = 0.0
         self._attested: dict[str, str] = {}
 
     @classmethod
@@ -121,7 +122,7 @@ class QCicadaDriver(Driver):
         device has just said, if it was asked.
         """
         link = self._link
-        info = info or link.resynchronize()
+        info = info or link.resynchronize(self._failures)
         if info.serial != self.serial:
             raise SourceError(f"{info.serial} answers on {self._device}, where {self.serial} did; open it anew")
         config = self._configure(link.config())
@@ -134,11 +135,12 @@ class QCicadaDriver(Driver):
             self._attested = self._attestation.attest(link, info, self._root).details()
             self._attestation_due = False
         link.discard(link.status().ready_bytes)
-        self._describe(info, config, link.status(), link.statistics())
+        self._info, self._config = info, config
+        self._look()
         if self._continuous:
             link.start_continuous()
         self._unchecked_bytes, self._last_byte = 0, time.monotonic()
-        self._info, self._in_step = info, True
+        self._in_step, self._failures = True, 0
         return True
 
     def _configure(self, config: Config) -> Config:
@@ -163,14 +165,19 @@ class QCicadaDriver(Driver):
             raise TransportError(f"{self.name} has restarted by itself; what it held is dropped")
         raise DeviceFault(f"{self.name}: {status}", status.flags, Status.HEALTHY)
 
-    def _describe(self, info: Info, config: Config, status: Status, statistics: Statistics) -> None:
+    def _look(self) -> None:
+        """Asks a device that is not streaming for its health, configuration and statistics, and judges them."""
+        status, config, statistics = self._link.status(), self._link.config(), self._link.statistics()
+        self._judge(status)
+        if config != self._config:  # it has restarted unseen, or somebody else has written it
+            raise TransportError(f"{self.name} has lost its configuration; what it made since is dropped")
         # A failure that the device counted and recovered from is shown, not an alarm: the false-alarm rate of its
         # tests is not documented, and it hands out nothing from a failed block.
         self.details = MappingProxyType(
             {
                 "port": self._device,
-                "hardware": info.hardware,
-                "firmware": Info.version(info.firmware_version),
+                "hardware": self._info.hardware,
+                "firmware": Info.version(self._info.firmware_version),
                 "mode": "continuous" if self._continuous else "oneshot",
                 "post-processing": self._post,
                 "device tests off": ", ".join(config.tests_off) or "none",
@@ -183,7 +190,7 @@ class QCicadaDriver(Driver):
                 **self._attested,
             }
         )
-        self._config, self._last_statistics = config, time.monotonic()
+        self._last_look = time.monotonic()
 
     # --- reading ---
 
@@ -197,9 +204,12 @@ class QCicadaDriver(Driver):
                 return (self._read_stream if self._continuous else self._read_one_shot)(buffer, timeout_s)
             except TransportError:
                 self._in_step = False
+                self._failures += 1
                 raise
 
     def _read_one_shot(self, buffer: memoryview, timeout_s: float) -> int:
+        if time.monotonic() - self._last_look > LOOK_S:
+            self._look()
         want = min(len(buffer), ONE_SHOT_BYTES)
         deadline = time.monotonic() + timeout_s
         while True:
@@ -212,8 +222,6 @@ class QCicadaDriver(Driver):
                 return 0
         before, data = self._link.one_shot(min(want, status.ready_bytes))
         self._judge(before)
-        if time.monotonic() - self._last_statistics > STATISTICS_S:
-            self._describe(self._info, self._config, before, self._link.statistics())
         buffer[: len(data)] = data
         return len(data)
 
@@ -229,12 +237,9 @@ class QCicadaDriver(Driver):
 
     def _check_stream(self) -> None:
         """Interrupts the stream for the health flags; the bytes that are under way meanwhile are dropped."""
-        link = self._link
-        link.resynchronize()
-        status = link.status()
-        self._judge(status)
-        self._describe(self._info, self._config, status, link.statistics())
-        link.start_continuous()
+        self._link.resynchronize()
+        self._look()
+        self._link.start_continuous()
         self._unchecked_bytes, self._last_byte = 0, time.monotonic()
 
     # --- life ---
@@ -247,7 +252,7 @@ class QCicadaDriver(Driver):
             failure = f"{self._device} is not there"
             for device in self._places():
                 try:
-                    self._link, info = _identify(device)
+                    self._link, info = _identify(device, attempts=1)
                 except SourceError as error:  # not there yet, not permitted yet, or another daemon looks at it first
                     failure = str(error)
                     continue
@@ -386,14 +391,16 @@ def _connect(rest: str) -> tuple[str, Link, Info]:
     raise SourceError(f"qcicada:{rest} cannot be opened: {'; '.join(seen)}")
 
 
-def _identify(device: str) -> tuple[Link, Info]:
+def _identify(device: str, attempts: int = 3) -> tuple[Link, Info]:
     """Opens a port and asks who is there; SourceError when it is no QCicada."""
     link = Link(serial_port.open_port(device, BAUDRATE, 1.0))
-    try:
-        return link, link.resynchronize()
-    except TransportError as error:
-        serial_port.close_port(link.port)
-        raise SourceError(f"{device} does not answer as a QCicada does: {error}") from error
-    except BaseException:
-        serial_port.close_port(link.port)
-        raise
+    for attempt in range(attempts):
+        try:
+            return link, link.resynchronize(attempt)
+        except DeviceLost as error:
+            failure = error
+            break
+        except TransportError as error:
+            failure = error
+    serial_port.close_port(link.port)
+    raise SourceError(f"{device} does not answer as a QCicada does: {failure}") from failure

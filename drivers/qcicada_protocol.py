@@ -36,7 +36,7 @@ POST_PROCESSING = {"sha": 0, "raw-noise": 1, "raw-samples": 2}
 ANSWER_S = 0.5  # the vendor's default for a command
 # A device at rest answers within its FTDI chip's 16 ms. One that streams sends blocks of 448 bytes every 36 ms until
 # STOP has reached it, or larger ones less often. A silence that was believed too early shows in the next answer.
-QUIET_S = (0.04, 0.2, 0.5)
+QUIET_S = (0.04, 0.2, 0.4)
 
 
 class Refused(TransportError):
@@ -176,18 +176,15 @@ class Link:
             raise TransportError(f"{self.port.port}: answer {response:#04x} to command {code:#04x}, not {expected:#04x}")
         return serial_port.read_exact(self.port, n, ANSWER_S) if n else b""
 
-    def resynchronize(self) -> Info:
-        """Stops whatever the device is sending, drops it, and returns the answer to a fresh question."""
-        for quiet_s in QUIET_S:
-            serial_port.write_all(self.port, bytes([STOP]), ANSWER_S)
-            serial_port.drain(self.port, quiet_s, limit_s=2.0)
-            try:
-                return self.info()
-            except serial_port.DeviceLost:
-                raise
-            except TransportError as error:
-                failure = error
-        raise failure
+    def resynchronize(self, attempt: int = 0) -> Info:
+        """Stops whatever the device is sending, drops it, and returns the answer to a fresh question.
+
+        attempt: how often this has just failed; the silence that it waits for grows with it. It takes a second at most
+        on a device that does not answer.
+        """
+        serial_port.write_all(self.port, bytes([STOP]), ANSWER_S)
+        serial_port.drain(self.port, QUIET_S[min(attempt, len(QUIET_S) - 1)], limit_s=2.0)
+        return self.info()
 
     def status(self) -> Status:
         return Status.parse(self.command(GET_STATUS))

@@ -38,7 +38,9 @@ class QCicada:
 
     Faults, to be set at any time:
         flags           the health byte; anything but 1 stops the generation, unless configured otherwise
+        flags_once      the health byte of the next answer to a status command only
         mute            takes commands and answers none
+        allowance       how many bytes it will still make; None: as many as are asked for
         refuse          how many of the next START commands are answered by NACK
         garbage         bytes that go out before the next answer
         truncate        the next one-shot answer ends after so many bytes
@@ -56,13 +58,14 @@ class QCicada:
         self.config = [post, 45.5, tests, 4, 64, BLOCK, 2048]
         self.starting_s = starting_s
         self.key, self.root = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        self.flags = HEALTHY
+        self.flags, self.flags_once, self.allowance = HEALTHY, None, None
         self.mute, self.refuse, self.garbage, self.truncate, self.unplug_after = False, 0, b"", None, None
         self.stuck_at = self.bias_at = None
         self.delay_s = 0.0
         self.bad_signature = self.replay_signature = False
         self.sent = bytearray()
         self.commands: list[int] = []
+        self.interrupted = 0  # streams that STOP has ended
         self.signed: list[tuple[bytes, bytes]] = []
         self.failures = [0, 0, 0]
         self._made = dict.fromkeys((SHA, RAW_NOISE, RAW_SAMPLES), 0)
@@ -94,6 +97,11 @@ class QCicada:
         if self._thread is not threading.current_thread():
             self._thread.join()
 
+    def restart(self) -> None:
+        """A brown-out: it starts anew as it left the factory, while its USB chip has noticed nothing."""
+        self._buffer, self._streaming, self.config = b"", False, [SHA, *self.config[1:]]
+        self._ready_at = time.monotonic() + self.starting_s
+
     def __enter__(self) -> "QCicada":
         return self
 
@@ -115,11 +123,16 @@ class QCicada:
 
     def _fill(self) -> None:
         if self._well:
-            self._buffer += self._make(CAPACITY - len(self._buffer))
+            n = CAPACITY - len(self._buffer)
+            if self.allowance is not None:
+                n = min(n, self.allowance)
+                self.allowance -= n
+            self._buffer += self._make(n)
 
     def _take(self, n: int) -> bytes:
         """The next n bytes for the wire, its physical faults included."""
         self._fill()
+        n = min(n, len(self._buffer))
         out, self._buffer = np.frombuffer(self._buffer[:n], np.uint8).copy(), self._buffer[n:]
         at = len(self.sent)
         if self.stuck_at is not None:
@@ -196,18 +209,20 @@ class QCicada:
                 self._execute(code, payload)
         return command
 
-    def _ack(self) -> None:
+    def _ack(self, flags: int | None = None) -> None:
         self._fill()
-        self._send(struct.pack("<BBI", 0x11, self._status, len(self._buffer) if self._well else 0))
+        self._send(struct.pack("<BBI", 0x11, flags or self._status, len(self._buffer) if self._well else 0))
 
     def _execute(self, code: int, payload: bytes) -> None:
         if code == 0x05:
+            self.interrupted += self._streaming
             self._streaming = False
             self._ack()
         elif self._streaming:
             self._send(b"\x12")
         elif code == 0x01:
-            self._ack()
+            once, self.flags_once = self.flags_once, None
+            self._ack(once)
         elif code == 0x04:
             self._start(*struct.unpack("<BH", payload))
         elif code == 0x07:

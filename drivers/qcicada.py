@@ -97,7 +97,7 @@ class QCicadaDriver(Driver):
                 link.reset()
             try:
                 if not driver._begin(STARTING_S, info):
-                    raise SourceError(f"{driver.name} is still in its own start-up test after {STARTING_S:g} s")
+                    raise SourceError(f"{driver.name} is still starting (its own start-up test) after {STARTING_S:g} s")
             except DeviceFault:
                 pass  # the first read raises it again, as the health alarm that it is
         except BaseException:
@@ -127,7 +127,8 @@ class QCicadaDriver(Driver):
             raise SourceError(f"{info.serial} answers on {self._device}, where {self.serial} did; open it anew")
         config = self._configure(link.config())
         deadline = time.monotonic() + patience_s
-        while (status := link.status()).starting:
+        signed_bytes = self._attestation.READ_BYTES if self._attestation_due else 0
+        while (status := link.status()).starting or (status.healthy and status.ready_bytes < signed_bytes):
             if time.monotonic() > deadline or self._closed.wait(0.05):
                 return False
         self._judge(status)
@@ -158,7 +159,7 @@ class QCicadaDriver(Driver):
 
     def _judge(self, status: Status) -> None:
         """Nothing if the device is well, else the error that says what is wrong."""
-        if status.flags == Status.HEALTHY:
+        if status.healthy:
             return
         self._in_step = False
         if status.starting:
@@ -331,7 +332,7 @@ def _examine_device(
     )
     if failures:
         findings.append(Finding("statistics", "note", f"its tests have failed {failures} times since it was reset"))
-    healthy = status.flags == Status.HEALTHY
+    healthy = status.healthy
     findings.append(
         Finding("device health", "ok" if healthy else "fail", str(status), "" if healthy else "try reset=1 in the URI")
     )

@@ -62,6 +62,10 @@ class Status:
         return cls(*struct.unpack("<BI", payload))
 
     @property
+    def healthy(self) -> bool:
+        return self.flags == self.HEALTHY
+
+    @property
     def starting(self) -> bool:
         """Its own start-up test runs, or it has not come that far yet; nothing has failed."""
         return self.flags in (0x00, 0x02, 0x03)

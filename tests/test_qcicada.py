@@ -243,7 +243,7 @@ def test_the_devices_own_startup_test_is_waited_for(tmp_path, monkeypatch):
         open_driver(uri(device, "?reset=1")).close()
         assert 10 in device.commands
         monkeypatch.setattr(qcicada, "STARTING_S", 0.1)
-        with pytest.raises(SourceError, match="still in its own start-up test after 0.1 s"):
+        with pytest.raises(SourceError, match=r"still starting \(its own start-up test\) after 0.1 s"):
             open_driver(uri(device, "?reset=1"))
 
 

@@ -57,6 +57,7 @@ class QCicada:
         self.serial, self.hardware, self.firmware, self.seed = serial, hardware, firmware, seed
         self.config = [post, 45.5, tests, 4, 64, BLOCK, 2048]
         self.starting_s = starting_s
+        self._certified = serial, hardware  # at the factory
         self.key, self.root = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
         self.flags, self.flags_once, self.allowance = HEALTHY, None, None
         self.mute, self.refuse, self.garbage, self.truncate, self.unplug_after = False, 0, b"", None, None
@@ -281,8 +282,9 @@ class QCicada:
             self._send(b"\x52" + b"".join(signed))
 
     def certificate(self, key: bytes) -> bytes:
-        major, minor = self.hardware.removeprefix("CICADA-QRNG-").split(".")
-        number = int(self.serial.removeprefix("QC"))
+        serial, hardware = self._certified
+        major, minor = hardware.removeprefix("CICADA-QRNG-").split(".")
+        number = int(serial.removeprefix("QC"))
         return sign(self.root, struct.pack("<HBBI", 0, int(major), int(minor), number) + key)
 
     def root_pem(self) -> bytes:

@@ -31,6 +31,9 @@ _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
         ("qcicada", "qcicada:QCicadaDriver"),
+        ("comscire", "comscire:ComScireDriver"),
+        ("swiftrng", "swiftrng:SwiftRngDriver"),
+        ("truerng", "truerng:TrueRngDriver"),
         ("replay", "replay:ReplayDriver"),
         ("sim", "sim:SimulatedDriver"),
     )

@@ -261,7 +261,7 @@ sys.stdin.read()
         open_driver(uri(device))
     child.communicate(timeout=20)
     with Source.open(uri(device)):
-        with pytest.raises(SourceError, match="in use by another process, or this one"):
+        with pytest.raises(SourceError, match="in use by this process"):
             open_driver(uri(device))
     open_driver(uri(device)).close()
 

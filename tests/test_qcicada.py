@@ -9,19 +9,14 @@ import time
 
 import pytest
 from devices.qcicada import CAPACITY, RAW_NOISE, RAW_SAMPLES, SHA, QCicada
+from source_checks import RAW_PER_BLOCK, UNIT, blocks, cut, nothing_left, take_until_end, wait_until
 
 from everett_cuda import drivers, source
 from everett_cuda.drivers import DeviceLost, TransportError, open_driver, parse_uri, qcicada, qcicada_protocol, serial_port
-from everett_cuda.drivers.qcicada_protocol import Config, Info, Link, Refused, Statistics, Status
+from everett_cuda.drivers.qcicada_finding import identify
+from everett_cuda.drivers.qcicada_protocol import Config, Info, Refused, Statistics, Status
 from everett_cuda.errors import BadParameter, HealthAlarm, SourceError, StartupTestFailed, Starved
 from everett_cuda.source import Source
-
-N = 80  # raw bytes to a block at the default claim
-
-
-def hashes(raw, start=0):
-    raw = bytes(raw)
-    return b"".join(hashlib.sha256(raw[i : i + N]).digest() for i in range(start, len(raw) - N + 1, N))
 
 
 def read(driver, n, timeout_s=1.0):
@@ -32,16 +27,6 @@ def read(driver, n, timeout_s=1.0):
         buffer = bytearray(n - len(out))
         out += buffer[: driver.readinto(memoryview(buffer), timeout_s)]
     return bytes(out)
-
-
-def take_all(opened, piece=32):
-    """Everything until the source ends, and the exception that ended it."""
-    out = b""
-    try:
-        while True:
-            out += opened.take(piece, timeout_s=20)
-    except (SourceError, HealthAlarm) as error:
-        return out, error
 
 
 def take_until(opened, true):
@@ -71,7 +56,7 @@ def plugged(tmp_path, monkeypatch):
 
     def plug(usb_serial="DK0HFP4T", **more):
         name = f"usb-Crypta_Labs_QCicada_{usb_serial}-if00-port0"
-        devices.append(QCicada(tmp_path / "by-id" / name, **more))
+        devices.append(QCicada(tmp_path / "by-id" / name, **more).plug())
         return devices[-1]
 
     yield plug
@@ -117,9 +102,8 @@ def test_statistics_and_identification_are_read_as_published():
 
 
 def test_commands_go_out_as_published(device):
-    link = Link(serial_port.open_port(device.path, 1_000_000, 1.0))
-    assert link.resynchronize().serial == device.serial
-    assert link.status() == Status(1, CAPACITY) and link.statistics().speed == 100_696
+    link, info = identify(str(device.path))
+    assert info.serial == device.serial and link.status() == Status(1, CAPACITY) and link.statistics().speed == 100_696
     assert link.config().pack() == bytes.fromhex("00 00003642 0f 04 40 c001 0008")
     assert link.set_config(link.config().with_post_processing(1)).flags == 1 and device.config[0] == RAW_NOISE
     status, data = link.one_shot(8192)
@@ -251,7 +235,7 @@ def test_two_processes_cannot_open_one_device(device):
     code = f"""
 import sys
 import serial
-port = serial.Serial({device.path!r}, 1_000_000, exclusive=True)
+port = serial.Serial({str(device.path)!r}, 1_000_000, exclusive=True)
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -271,20 +255,21 @@ sys.stdin.read()
 
 def test_devices_are_found_by_name_and_opened_by_either_serial_number(plugged):
     assert qcicada.QCicadaDriver.attached() == []
-    with pytest.raises(SourceError, match="no port names a QCicada.*qcicada:/dev/ttyUSB0"):
+    with pytest.raises(SourceError, match="no device was found; it looks for a USB serial port whose strings name QCicada"):
         open_driver("qcicada:")
-    first = plugged()
+    plugged()
     (found,) = qcicada.QCicadaDriver.attached()
-    assert (found.uri, found.serial, found.kind) == (f"qcicada:{os.path.realpath(first.path)}", "DK0HFP4T", "quantum")
+    assert (found.uri, found.name, found.serial) == ("qcicada:DK0HFP4T", "Crypta Labs QCicada", "DK0HFP4T")
+    assert found.kind == "quantum"
     assert found.state == "ready" and found.rate_bytes_per_s == 12_500
     plugged("DK1", serial="QC0000000300")
     for rest, serial in (("DK0HFP4T", "QC0000000217"), ("QC0000000300", "QC0000000300"), ("DK1", "QC0000000300")):
         driver = open_driver(f"qcicada:{rest}")
         assert driver.serial == serial
         driver.close()
-    with pytest.raises(SourceError, match="several ports name a QCicada"):
+    with pytest.raises(SourceError, match="could mean any of 2 devices; name one: qcicada:DK0HFP4T or qcicada:DK1"):
         open_driver("qcicada:")
-    with pytest.raises(SourceError, match=r"qcicada:QC9 cannot be opened: QC0000000\d+ is on .*; QC0000000\d+ is on"):
+    with pytest.raises(SourceError, match="qcicada:QC9: no such device is attached .there: qcicada:DK0HFP4T, qcicada:DK1"):
         open_driver("qcicada:QC9")
 
 
@@ -304,7 +289,7 @@ def test_bits_are_the_hashes_of_what_the_device_made_after_the_opening(device, m
     with Source.open(uri(device, f"?mode={mode}")) as opened:
         out = opened.take(20_000, timeout_s=20)
         status = opened.status()
-    assert out == hashes(device.sent, CAPACITY)[:20_000]
+    assert out == b"".join(blocks(device.sent[CAPACITY:]))[:20_000]
     assert status.label == "quantum" and "total-failure only (device output is conditioned)" in status.health
     assert status.transport_errors == 0 and status.alarms == () and status.device["hardware"] == "CICADA-QRNG-1.1"
 
@@ -315,12 +300,11 @@ def places(out, device):
     A stream is interrupted for the health flags, which drops bytes: the block that spans such a gap is not found.
     """
     at, sent = {}, bytes(device.sent)
-    for i in range(CAPACITY, len(sent) - N + 1):
-        at[hashlib.sha256(sent[i : i + N]).digest()] = i
-    blocks = [out[i : i + 32] for i in range(0, len(out), 32)]
-    found = [at[block] for block in blocks if block in at]
-    assert len(blocks) - len(found) <= device.interrupted
-    assert all(b >= a + N for a, b in zip(found, found[1:], strict=False))
+    for i in range(CAPACITY, len(sent) - RAW_PER_BLOCK + 1):
+        at[hashlib.sha256(sent[i : i + RAW_PER_BLOCK]).digest()] = i
+    found = [at[block] for block in cut(out) if block in at]
+    assert len(cut(out)) - len(found) <= device.interrupted
+    assert all(b >= a + RAW_PER_BLOCK for a, b in zip(found, found[1:], strict=False))
     return found
 
 
@@ -329,19 +313,19 @@ def places(out, device):
 def test_failing_bytes_stop_everything_before_they_are_handed_out(device, mode, fault, test):
     setattr(device, fault, CAPACITY + 60_001)
     with Source.open(uri(device, f"?mode={mode}&post=raw-noise")) as opened:
-        out, error = take_all(opened)
+        out, error = take_until_end(opened)
         assert isinstance(error, HealthAlarm) and test in str(error)
         alarm = opened.status().alarms[0]
     assert 60_001 <= alarm.offset < 60_001 + 1024
-    unit = alarm.offset // 512 * 512
-    assert len(out) > 0 and hashes(device.sent[CAPACITY : CAPACITY + unit - 512]).startswith(out)
+    unit = alarm.offset // UNIT * UNIT
+    assert len(out) > 0 and b"".join(blocks(device.sent[CAPACITY : CAPACITY + unit - UNIT])).startswith(out)
 
 
 def test_a_health_flag_that_stays_is_a_permanent_alarm(device):
     with Source.open(uri(device)) as opened:
         opened.take(32, timeout_s=20)
         device.flags = 0x41
-        out, error = take_all(opened)
+        out, error = take_until_end(opened)
         assert isinstance(error, HealthAlarm) and "device status 0x41 instead of 0x1" in str(error)
         assert [(a.test, a.startup, a.permanent) for a in opened.status().alarms] == [
             ("device status", False, False), ("device status", True, True)
@@ -373,7 +357,7 @@ def test_a_stream_that_falls_silent_is_asked_why(device):
     with Source.open(uri(device, "?mode=continuous")) as opened:
         device.flags = 0x21
         start = time.monotonic()
-        _, error = take_all(opened, 4096)
+        _, error = take_until_end(opened)
         assert isinstance(error, HealthAlarm) and "device status 0x21" in str(error)
         assert time.monotonic() - start < 10
 
@@ -397,7 +381,7 @@ def test_bytes_of_a_failed_transfer_are_dropped_and_the_flow_goes_on(device, fau
 def test_a_slow_line_is_no_error(device):
     device.delay_s = 0.01
     with Source.open(uri(device)) as opened:
-        assert opened.take(3200, timeout_s=30) == hashes(device.sent, CAPACITY)[:3200]
+        assert opened.take(3200, timeout_s=30) == b"".join(blocks(device.sent[CAPACITY:]))[:3200]
         assert opened.status().transport_errors == 0
 
 
@@ -439,8 +423,19 @@ def test_unplugged_in_the_middle_of_a_read_and_plugged_in_again(device, mode):
         status = opened.status()
     assert status.transport_errors >= 1 and status.alarms == () and status.state == "flowing"
     found = places(out, device)
-    assert not [i for i in found if gone_at - 1024 < i < gone_at + CAPACITY - 4096]  # held back, or made while away
+    # Nothing of the unit before the loss nor after it, and nothing that the device held when it was plugged in again.
+    assert not [i for i in found if gone_at - UNIT - RAW_PER_BLOCK < i < gone_at + CAPACITY]
     assert found[-1] > gone_at
+
+
+def test_a_device_that_comes_back_unwell_is_an_alarm(device):
+    with Source.open(uri(device), ring_bytes=16384) as opened:
+        device.unplug_after = 3001
+        take_until(opened, lambda: not os.path.lexists(device.path))
+        device.flags = 0x09
+        device.plug()
+        error = take_until_end(opened)[1]
+        assert isinstance(error, HealthAlarm) and "device status 0x9" in str(error)
 
 
 def test_another_device_in_its_place_is_refused(device):
@@ -448,7 +443,7 @@ def test_another_device_in_its_place_is_refused(device):
         device.unplug_after = 3001
         take_until(opened, lambda: not os.path.lexists(device.path))
         device.plug(serial="QC0000000300")
-        error = take_all(opened)[1]
+        error = take_until_end(opened)[1]
         assert "QC0000000300 answers on" in str(error) and "in place of QC0000000217; open it anew" in str(error)
         assert opened.status().state == "failed"
 
@@ -472,7 +467,7 @@ def test_an_unplugged_device_is_given_up_after_the_patience(device, monkeypatch)
     with Source.open(uri(device)) as opened:
         device.unplug()
         start = time.monotonic()
-        error = take_all(opened, 4096)[1]
+        error = take_until_end(opened)[1]
         assert isinstance(error, SourceError) and "QC0000000217 is not back" in str(error)
         assert time.monotonic() - start < 5
 
@@ -483,7 +478,7 @@ def test_a_device_that_answers_nothing_any_more_is_given_up(device, mode, monkey
     with Source.open(uri(device, f"?mode={mode}")) as opened:
         device.mute = True
         start = time.monotonic()
-        error = take_all(opened, 4096)[1]
+        error = take_until_end(opened)[1]
         assert isinstance(error, SourceError) and "for 1 s" in str(error)
         assert time.monotonic() - start < 10
 
@@ -521,23 +516,19 @@ def test_closing_twice_and_while_another_thread_reads(device, mode):
     with pytest.raises(DeviceLost, match="was closed"):
         driver.reconnect(0.5)
     open_driver(uri(device)).close()
-    deadline = time.monotonic() + 5
-    while device.commands[-1] != 5:  # STOP, so that it does not stream to nobody
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: device.commands[-1] == 5)  # STOP, so that it does not stream to nobody
 
 
 def test_two_hundred_cycles_leave_no_thread_and_no_descriptor(device, monkeypatch):
-    monkeypatch.setattr(qcicada_protocol, "QUIET_S", (0.005, 0.1, 0.4))  # no FTDI chip here
-    before = sorted(os.listdir("/proc/self/fd")), threading.enumerate()
-    for k in range(200):
-        driver = open_driver(uri(device, ("", "?mode=continuous")[k % 2]))
-        read(driver, 10)
-        driver.close()
-    for query in ("?root=x", "?attest=1&root=/none"):
-        with pytest.raises(SourceError):
-            open_driver(uri(device, query))
-    assert (sorted(os.listdir("/proc/self/fd")), threading.enumerate()) == before
+    monkeypatch.setattr(qcicada_protocol, "QUIET_S", 0.005)  # no FTDI chip here
+    with nothing_left():
+        for k in range(200):
+            driver = open_driver(uri(device, ("", "?mode=continuous")[k % 2]))
+            read(driver, 10)
+            driver.close()
+        for query in ("?root=x", "?attest=1&root=/none", "?attest=1&root=/dev/null"):
+            with pytest.raises(SourceError):
+                open_driver(uri(device, query))
 
 
 # --- the doctor ---
@@ -552,11 +543,22 @@ def test_a_healthy_device_is_examined_to_its_end(device):
     device.failures = [2, 0, 1]
     findings = examine(uri(device))
     assert [f.check for f in findings] == [
-        "port", "permission", "other process", "firmware", "configuration", "mode", "statistics", "device health"
+        "device", "port", "permission", "other process", "firmware", "configuration", "mode", "statistics",
+        "device health",
     ]  # fmt: skip
-    assert not [f for f in findings if f.verdict == "fail"] and "firmware 5.14" in findings[3].text
-    assert "failed 3 times" in findings[6].text
+    assert not [f for f in findings if f.verdict == "fail"] and "firmware 5.14" in findings[4].text
+    assert "failed 3 times" in findings[7].text
     open_driver(uri(device)).close()  # it was given back
+
+
+def test_a_device_is_examined_by_its_own_serial_number(plugged):
+    plugged()
+    assert [f.check for f in examine("qcicada:QC0000000217?post=raw-noise")] == [
+        "firmware", "configuration", "mode", "device health"
+    ]  # fmt: skip
+    plugged("DK1", serial="QC0000000300")
+    assert "QC0000000300" in examine("qcicada:QC0000000300")[0].text
+    assert examine("qcicada:QC9")[-1].verdict == "fail"
 
 
 def test_the_first_thing_in_the_way_is_the_last_finding(device, plugged):
@@ -566,9 +568,10 @@ def test_the_first_thing_in_the_way_is_the_last_finding(device, plugged):
         return failed.check, failed.text
 
     assert last("qcicada:")[0] == "device"
-    assert last("qcicada:/dev/ttyUSB99")[0] == "port"
+    assert last("qcicada:/dev/ttyUSB99")[0] == "port" and last("qcicada:QC1")[0] == "device"
     with Source.open(uri(device)):
-        assert last(uri(device))[0] == "answer" and "in use by" in last(uri(device))[1]
+        check, text = last(uri(device))
+        assert check == "other process" and "this process has it open" in text
     device.flags = 0x05
     assert last(uri(device)) == ("device health", "supply voltage low")
     device.config[2] |= 0x20

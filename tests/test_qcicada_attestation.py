@@ -9,7 +9,8 @@ import pytest
 from devices.qcicada import CAPACITY, QCicada, raw_key
 
 from everett_cuda.drivers import open_driver, qcicada, serial_port
-from everett_cuda.drivers.qcicada_protocol import Info, Link
+from everett_cuda.drivers.qcicada_finding import identify
+from everett_cuda.drivers.qcicada_protocol import Info
 from everett_cuda.errors import BadParameter, HealthAlarm, SourceError
 from everett_cuda.source import Source
 
@@ -234,10 +235,9 @@ def test_a_device_that_was_plugged_in_again_is_attested_again(device):
 
 
 def test_the_record_can_be_checked_by_anybody(device):
-    port = serial_port.open_port(device.path, 1_000_000, 1.0)
-    link = Link(port)
-    record = attestation.attest(link, link.resynchronize(), device.root.public_key())
-    serial_port.close_port(port)
+    link, info = identify(str(device.path))
+    record = attestation.attest(link, info, device.root.public_key())
+    serial_port.close_port(link.port)
     assert record.genuine and record.serial == device.serial and len(record.data) == attestation.READ_BYTES
     assert attestation.verify(attestation.load_key(record.key), record.data, record.signature)
     assert record.details()["attested bytes"] == record.data.hex()

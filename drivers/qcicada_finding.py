@@ -23,13 +23,22 @@ def connect(uri: SourceURI, looks_for: str) -> tuple[Port, Link, Info]:
 
     Raises SourceError: none or several are meant, the port cannot be opened, or another device answers.
     """
-    for port in _asked_for_its_serial(uri):
-        link, info = identify(port.device)
+    if not _names_its_own_serial(uri):
+        port = named_port(uri, _candidates(uri), looks_for)
+        return port, *identify(port.device)
+    answers = []
+    for port in named_ports():
+        try:
+            link, info = identify(port.device)
+        except SourceError as error:
+            answers.append(str(error))
+            continue
         if info.serial == uri.rest:
             return port, link, info
         serial_port.close_port(link.port)
-    port = named_port(uri, _candidates(uri), looks_for)
-    return port, *identify(port.device)
+        answers.append(f"{info.serial} is on {port.device}")
+    there = "; ".join(answers) or "none is attached"
+    raise SourceError(f"{uri.text}: no device with this serial number answers ({there}); it looks for {looks_for}")
 
 
 def _candidates(uri: SourceURI) -> list[Port]:
@@ -37,11 +46,10 @@ def _candidates(uri: SourceURI) -> list[Port]:
     return [p for p in ports() if uri.rest and p.serial == uri.rest] or named_ports()
 
 
-def _asked_for_its_serial(uri: SourceURI) -> list[Port]:
-    """The ports to be opened in turn, as only the device knows its own serial number; those in use are left out."""
-    if not uri.rest or uri.rest.startswith("/") or any(uri.rest in (p.serial, p.device) for p in _candidates(uri)):
-        return []
-    return [p for p in named_ports() if serial_port.state(p.device) == "ready"]
+def _names_its_own_serial(uri: SourceURI) -> bool:
+    """Whether the URI's serial number is one that no port shows, so that the devices must be asked for theirs."""
+    shown = {name for p in _candidates(uri) for name in (p.serial, p.device)}
+    return uri.rest not in ("", *shown) and not uri.rest.startswith("/")
 
 
 def identify(device: str, attempts: int = 2) -> tuple[Link, Info]:
@@ -77,7 +85,7 @@ def examine(uri: SourceURI, values: dict[str, object], looks_for: str) -> list[F
     values: the URI's parameters, parsed.
     """
     findings = []
-    if not _asked_for_its_serial(uri):
+    if not _names_its_own_serial(uri):
         port, found = found_finding(uri, _candidates(uri), looks_for)
         findings.append(found)
         if port is None:
@@ -88,7 +96,7 @@ def examine(uri: SourceURI, values: dict[str, object], looks_for: str) -> list[F
     try:
         port, link, info = connect(uri, looks_for)
     except SourceError as error:
-        return [*findings, Finding("answer", "fail", str(error), "check that this is the port of a QCicada")]
+        return [*findings, Finding("answer", "fail", str(error), "name the port of a QCicada, and close what uses it")]
     try:
         findings += _ask(link, info, port, values)
     except TransportError as error:

@@ -161,7 +161,7 @@ class Info:
 
 
 class Link:
-    """The protocol on one open port. Every method raises TransportError or DeviceLost as `serial_port` does, and Refused.
+    """The protocol on one open port. Its methods raise TransportError or DeviceLost as `serial_port` does, and Refused.
 
     After any error but Refused the two sides may be out of step; `resynchronize` brings them together.
     """
@@ -177,7 +177,7 @@ class Link:
         if response == NACK:
             raise Refused(f"{self.port.port}: the device refused command {code:#04x}")
         if response != expected:
-            raise TransportError(f"{self.port.port}: answer {response:#04x} to command {code:#04x}, not {expected:#04x}")
+            raise TransportError(f"{self.port.port}: command {code:#04x} was answered by {response:#04x}")
         return serial_port.read_exact(self.port, n, ANSWER_S) if n else b""
 
     def resynchronize(self) -> Info:

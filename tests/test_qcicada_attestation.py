@@ -138,7 +138,7 @@ def test_a_wrong_signature_is_refused(device, state):
 
 def test_firmware_that_signs_nothing_is_named(tmp_path):
     with QCicada(tmp_path / "tty", firmware=(5, 12)) as device:
-        with pytest.raises(SourceError, match=r"QC0000000217 signs nothing .*firmware 5.13; leave attest=1 out"):
+        with pytest.raises(SourceError, match=r"QC0000000217 signs nothing .*firmware 5.13; omit attest=1"):
             opened(device)
         assert "attestation" not in opened(device, "attest=0")
 

@@ -1,4 +1,4 @@
-"""Serial ports: found, opened for one process, read exactly or not at all, and what a device that is gone looks like."""
+"""Serial ports: found, opened for one process, read exactly or not at all, and how a device that is gone looks."""
 
 import dataclasses
 import errno

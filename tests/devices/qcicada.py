@@ -1,7 +1,7 @@
 """A QCicada on the wire: it answers its commands byte by byte on a pseudo-terminal, and breaks by request.
 
-Written from `facts/devices.md` 5.1 and the vendor's `cmdctrl_types.h`, and from nothing of the driver's. Its bytes are a
-function of (seed, mode, offset), and `sent` holds every random byte that went out on the wire, in order.
+Written from the vendor's `cmdctrl_types.h` and qcicada 0.2.2, and from nothing of the driver's. Its bytes are a function
+of (seed, mode, offset), and `sent` holds every random byte that went out on the wire, in order.
 """
 
 import struct

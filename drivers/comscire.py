@@ -25,9 +25,9 @@ from .comscire_protocol import ANSWER_S, BAD_STATISTICS, SYNCHRONIZE_S, Generato
 from .contract import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
 from .ftdi_pipe import FtdiPipe
 from .named_usb import close_all, named_device, usb_findings, usb_state, usb_uri
-from .permission import in_words
+from .permission import holders, in_words
 from .reconnection import try_until
-from .serial_port import holders, ports
+from .serial_port import ports
 from .uri import SourceURI, parse_count, parse_flag, parse_size
 from .usb import UsbDevice, find
 

@@ -14,7 +14,6 @@ Its randomness is photonic shot noise of an LED on a sensor (the vendor's word; 
 The firmware can be set to go on delivering after its tests have failed ("generate on error"): such a device is refused.
 """
 
-import os
 import threading
 import time
 from types import MappingProxyType
@@ -22,17 +21,18 @@ from types import MappingProxyType
 from ..errors import BadParameter, SourceError
 from . import serial_port
 from .contract import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
-from .qcicada_protocol import BAUDRATE, ONE_SHOT_BYTES, POST_PROCESSING, Config, Info, Link, Statistics, Status
+from .named_port import port_uri
+from .qcicada_finding import connect, examine, identify, named_ports, problem_of
+from .qcicada_protocol import ONE_SHOT_BYTES, POST_PROCESSING, STOP, Config, Info, Link, Status
+from .reconnection import try_until
+from .serial_port import Port
 from .uri import SourceURI, parse_flag
 
-# What the USB strings of a device are expected to say. The FTDI chip's strings of a real one are not documented; one
-# that says nothing of the kind must be named by its path, for bytes sent to a stranger's port may do harm.
-_WORDS = ("cicada", "crypta labs")
 STARTING_S = 10.0  # for the device's own start-up test, whose length is not documented
 ENOUGH_BYTES = 2048  # a read waits for so many, or for its time-out: 0.16 s at the usual rate
 CHECK_BYTES = 65536
 SILENCE_S = 1.0
-STATISTICS_S = 2.0
+LOOK_S = 2.0  # one-shot reads see the health flags each time, and configuration and statistics after so long
 
 
 def _one_of(*names: str):
@@ -57,11 +57,10 @@ class QCicadaDriver(Driver):
     chunk_bytes = ONE_SHOT_BYTES
     rate_bytes_per_s = 12_500.0
 
-    def __init__(self, device: str, link: Link, info: Info, values: dict[str, object]):
-        """Use `open`. link: an open port whose device has said `info`."""
-        self._device, self._link, self._info = device, link, info
-        self._usb_serial = _usb_serial(device)
-        self.name = f"{info.hardware} on {device}"
+    def __init__(self, port: Port, link: Link, info: Info, values: dict[str, object]):
+        """Use `open`. link: on the open port, whose device has said `info`."""
+        self._port, self._link, self._info = port, link, info
+        self.name = f"{info.hardware} on {port.device}"
         self.serial = info.serial
         self.min_entropy = self.claim(values)
         self._post = values.get("post", "sha")
@@ -83,20 +82,20 @@ class QCicadaDriver(Driver):
         self._closed = threading.Event()
         self._in_step = False  # the device is where the next read expects it
         self._unchecked_bytes = 0  # of a stream, since the health flags were seen
-        self._last_byte = self._last_statistics = 0.0
+        self._last_byte = self._last_look = 0.0
         self._attested: dict[str, str] = {}
 
     @classmethod
     def open(cls, uri: SourceURI) -> "QCicadaDriver":
         values = uri.parameters(cls.parameters)
-        device, link, info = _connect(uri.rest)
+        port, link, info = connect(uri, cls.looks_for)
         try:
-            driver = cls(device, link, info, values)
+            driver = cls(port, link, info, values)
             if values.get("reset"):
                 link.reset()
             try:
                 if not driver._begin(STARTING_S, info):
-                    raise SourceError(f"{driver.name} is still in its own start-up test after {STARTING_S:g} s")
+                    raise SourceError(f"{driver.name} is still starting (its own start-up test) after {STARTING_S:g} s")
             except DeviceFault:
                 pass  # the first read raises it again, as the health alarm that it is
         except BaseException:
@@ -106,11 +105,11 @@ class QCicadaDriver(Driver):
 
     @classmethod
     def attached(cls) -> list[Attached]:
+        rate = cls.rate_bytes_per_s
         return [
-            Attached(f"qcicada:{p.device}", p.product or "QCicada", p.serial, cls.kind, cls.rate_bytes_per_s,
-                     serial_port.state(p.device))
-            for p in _named_ports()
-        ]  # fmt: skip
+            Attached(port_uri(cls.scheme, p), p.product, p.serial, cls.kind, rate, serial_port.state(p.device))
+            for p in named_ports()
+        ]
 
     # --- bringing the device to where bytes flow ---
 
@@ -123,10 +122,11 @@ class QCicadaDriver(Driver):
         link = self._link
         info = info or link.resynchronize()
         if info.serial != self.serial:
-            raise SourceError(f"{info.serial} answers on {self._device}, where {self.serial} did; open it anew")
+            raise SourceError(f"{info.serial} answers on {self._port.device}, where {self.serial} did; open it anew")
         config = self._configure(link.config())
         deadline = time.monotonic() + patience_s
-        while (status := link.status()).starting:
+        signed_bytes = self._attestation.READ_BYTES if self._attestation_due else 0
+        while (status := link.status()).starting or (status.healthy and status.ready_bytes < signed_bytes):
             if time.monotonic() > deadline or self._closed.wait(0.05):
                 return False
         self._judge(status)
@@ -134,18 +134,19 @@ class QCicadaDriver(Driver):
             self._attested = self._attestation.attest(link, info, self._root).details()
             self._attestation_due = False
         link.discard(link.status().ready_bytes)
-        self._describe(info, config, link.status(), link.statistics())
+        self._info, self._config = info, config
+        self._look()
         if self._continuous:
             link.start_continuous()
         self._unchecked_bytes, self._last_byte = 0, time.monotonic()
-        self._info, self._in_step = info, True
+        self._in_step = True
         return True
 
     def _configure(self, config: Config) -> Config:
         """The configuration that is wanted, written where it differs; SourceError for one that hides failures."""
         wanted = config.with_post_processing(POST_PROCESSING[self._post])
         wanted = wanted.repaired() if self._repair else wanted
-        problem = _problem(wanted)
+        problem = problem_of(wanted)
         if problem:
             raise SourceError(f"{self.name}: {problem}; add repair=1 to change the device's configuration")
         if wanted != config:
@@ -156,21 +157,26 @@ class QCicadaDriver(Driver):
 
     def _judge(self, status: Status) -> None:
         """Nothing if the device is well, else the error that says what is wrong."""
-        if status.flags == Status.HEALTHY:
+        if status.healthy:
             return
         self._in_step = False
         if status.starting:
             raise TransportError(f"{self.name} has restarted by itself; what it held is dropped")
         raise DeviceFault(f"{self.name}: {status}", status.flags, Status.HEALTHY)
 
-    def _describe(self, info: Info, config: Config, status: Status, statistics: Statistics) -> None:
+    def _look(self) -> None:
+        """Asks a device that is not streaming for its health, configuration and statistics, and judges them."""
+        status, config, statistics = self._link.status(), self._link.config(), self._link.statistics()
+        self._judge(status)
+        if config != self._config:  # it has restarted unseen, or somebody else has written it
+            raise TransportError(f"{self.name} has lost its configuration; what it made since is dropped")
         # A failure that the device counted and recovered from is shown, not an alarm: the false-alarm rate of its
         # tests is not documented, and it hands out nothing from a failed block.
         self.details = MappingProxyType(
             {
-                "port": self._device,
-                "hardware": info.hardware,
-                "firmware": Info.version(info.firmware_version),
+                "port": self._port.device,
+                "hardware": self._info.hardware,
+                "firmware": Info.version(self._info.firmware_version),
                 "mode": "continuous" if self._continuous else "oneshot",
                 "post-processing": self._post,
                 "device tests off": ", ".join(config.tests_off) or "none",
@@ -183,7 +189,7 @@ class QCicadaDriver(Driver):
                 **self._attested,
             }
         )
-        self._config, self._last_statistics = config, time.monotonic()
+        self._last_look = time.monotonic()
 
     # --- reading ---
 
@@ -200,6 +206,8 @@ class QCicadaDriver(Driver):
                 raise
 
     def _read_one_shot(self, buffer: memoryview, timeout_s: float) -> int:
+        if time.monotonic() - self._last_look > LOOK_S:
+            self._look()
         want = min(len(buffer), ONE_SHOT_BYTES)
         deadline = time.monotonic() + timeout_s
         while True:
@@ -212,8 +220,6 @@ class QCicadaDriver(Driver):
                 return 0
         before, data = self._link.one_shot(min(want, status.ready_bytes))
         self._judge(before)
-        if time.monotonic() - self._last_statistics > STATISTICS_S:
-            self._describe(self._info, self._config, before, self._link.statistics())
         buffer[: len(data)] = data
         return len(data)
 
@@ -229,45 +235,48 @@ class QCicadaDriver(Driver):
 
     def _check_stream(self) -> None:
         """Interrupts the stream for the health flags; the bytes that are under way meanwhile are dropped."""
-        link = self._link
-        link.resynchronize()
-        status = link.status()
-        self._judge(status)
-        self._describe(self._info, self._config, status, link.statistics())
-        link.start_continuous()
+        self._link.resynchronize()
+        self._look()
+        self._link.start_continuous()
         self._unchecked_bytes, self._last_byte = 0, time.monotonic()
 
     # --- life ---
 
     def reconnect(self, timeout_s: float) -> None:
+        try_until(timeout_s, self._reconnect_now)
+
+    def _reconnect_now(self) -> None:
         with self._lock:
             if self._closed.is_set():
                 raise DeviceLost(f"{self.name} was closed")
             serial_port.close_port(self._link.port)
-            failure = f"{self._device} is not there"
-            for device in self._places():
+            failure: object = f"{self._port.device} is not there"
+            for port in self._places():
                 try:
-                    self._link, info = _identify(device)
+                    self._link, info = identify(port.device, attempts=1)
                 except SourceError as error:  # not there yet, not permitted yet, or another daemon looks at it first
-                    failure = str(error)
+                    failure = error
                     continue
                 if info.serial != self.serial:
                     serial_port.close_port(self._link.port)
-                    raise SourceError(f"{info.serial} answers on {device} in place of {self.serial}; open it anew")
-                self._device, self._info, self.name = device, info, f"{info.hardware} on {device}"
-                self._attestation_due = self._attest
+                    raise SourceError(f"{info.serial} answers on {port.device} in place of {self.serial}; open it anew")
+                self._port, self.name = port, f"{info.hardware} on {port.device}"
+                self._attestation_due, self._in_step = self._attest, False
                 try:
-                    if self._begin(timeout_s, info):
+                    if self._begin(0.2, info):
                         return
                     failure = "it is in its own start-up test"
+                except DeviceFault:
+                    return  # as at the opening
                 except TransportError as error:
-                    failure = str(error)
+                    failure = error
+                serial_port.close_port(self._link.port)
             raise DeviceLost(f"{self.serial} is not back: {failure}")
 
-    def _places(self) -> list[str]:
+    def _places(self) -> list[Port]:
         """Where the device may be now: at its old path, or wherever its USB serial number has gone."""
-        moved = [p.device for p in serial_port.ports() if self._usb_serial and p.serial == self._usb_serial]
-        return [self._device, *(d for d in moved if d != self._device)]
+        moved = [p for p in serial_port.ports() if self._port.serial and p.serial == self._port.serial]
+        return [self._port, *(p for p in moved if p.device != self._port.device)]
 
     def close(self) -> None:
         self._closed.set()
@@ -275,125 +284,11 @@ class QCicadaDriver(Driver):
             port = self._link.port
             if port.is_open:
                 try:
-                    serial_port.write_all(port, b"\x05", 0.1)  # STOP: it need not stream to nobody
+                    serial_port.write_all(port, bytes([STOP]), 0.1)  # it need not stream to nobody
                 except TransportError:
                     pass
                 serial_port.close_port(port)
 
     @classmethod
     def examine(cls, uri: SourceURI) -> list[Finding]:
-        values = uri.parameters(cls.parameters)
-        try:
-            devices = _candidates(uri.rest)
-        except SourceError as error:
-            return [Finding("device", "fail", str(error), "check the cable, or name the port: qcicada:/dev/ttyUSB0")]
-        findings = serial_port.examine_port(devices[0])
-        if findings[-1].verdict == "fail":
-            return findings
-        try:
-            device, link, info = _connect(uri.rest)
-        except SourceError as error:
-            return [*findings, Finding("answer", "fail", str(error), "check that this is the port of a QCicada")]
-        try:
-            findings += _examine_device(info, link.config(), link.status(), link.statistics(), values, device)
-        except TransportError as error:
-            findings.append(Finding("answer", "fail", str(error), "unplug it and plug it in again"))
-        finally:
-            serial_port.close_port(link.port)
-        return findings
-
-
-def _examine_device(
-    info: Info, config: Config, status: Status, statistics: Statistics, values: dict[str, object], device: str
-) -> list[Finding]:
-    firmware = f"{info.hardware}, serial {info.serial}, firmware {Info.version(info.firmware_version)} on {device}"
-    findings = [Finding("firmware", "ok", firmware)]
-    post = values.get("post", "sha")
-    wanted = config.with_post_processing(POST_PROCESSING[post])
-    problem = _problem(wanted)
-    if problem and not values.get("repair"):
-        return [*findings, Finding("configuration", "fail", problem, "add repair=1 to the URI")]
-    findings.append(Finding("configuration", "ok", "its own tests are on, and it falls silent when one fails"))
-    if wanted != config:
-        findings.append(Finding("mode", "note", f"its post-processing will be set to {post}"))
-    if post == "sha":
-        findings.append(
-            Finding("mode", "note", "its output is hashed: tests on this side see total failure only",
-                    "post=raw-noise gives what was not hashed")
-        )  # fmt: skip
-    failures = (
-        statistics.repetition_count_failures + statistics.adaptive_proportion_failures + statistics.bit_count_failures
-    )
-    if failures:
-        findings.append(Finding("statistics", "note", f"its tests have failed {failures} times since it was reset"))
-    healthy = status.flags == Status.HEALTHY
-    findings.append(
-        Finding("device health", "ok" if healthy else "fail", str(status), "" if healthy else "try reset=1 in the URI")
-    )
-    return findings
-
-
-def _problem(config: Config) -> str:
-    """What makes a configuration unfit, in words; "" for nothing."""
-    if config.flags & Config.GENERATE_ON_ERROR:
-        return "it is set to go on delivering when its tests fail (generate on error)"
-    if config.post_processing == POST_PROCESSING["sha"] and config.tests_off:
-        return f"its {', '.join(config.tests_off)} test is off, and nobody else sees what goes into its hash"
-    return ""
-
-
-# --- finding it ---
-
-
-def _named_ports() -> list[serial_port.Port]:
-    return sorted({port for word in _WORDS for port in serial_port.ports(text=word)})
-
-
-def _usb_serial(device: str) -> str:
-    real = os.path.realpath(device)
-    return next((p.serial for p in serial_port.ports() if p.device == real), "")
-
-
-def _candidates(rest: str) -> list[str]:
-    """The ports that a URI's rest may mean: a path, a serial number (of the device or of its USB chip), or nothing."""
-    if rest.startswith("/"):
-        return [rest]
-    named = _named_ports()
-    exact = [p.device for p in serial_port.ports() if rest and p.serial == rest]
-    found = exact or [p.device for p in named]
-    if not found:
-        others = [f"{p.device} ({p.product})" for p in serial_port.ports() if p.vid is not None]
-        there = f"; USB serial ports present: {', '.join(others)}" if others else "; no USB serial port is present"
-        raise SourceError(f"no port names a QCicada{there}. If one of them is it, name it: qcicada:/dev/ttyUSB0")
-    if not rest and len(found) > 1:
-        raise SourceError(f"several ports name a QCicada: {', '.join(found)}; name one of them")
-    return found
-
-
-def _connect(rest: str) -> tuple[str, Link, Info]:
-    """Opens the device that a URI's rest names."""
-    seen = []
-    for device in _candidates(rest):
-        try:
-            link, info = _identify(device)
-        except SourceError as error:
-            seen.append(str(error))
-            continue
-        if rest.startswith("/") or rest in ("", info.serial, _usb_serial(device)):
-            return device, link, info
-        serial_port.close_port(link.port)
-        seen.append(f"{info.serial} is on {device}")
-    raise SourceError(f"qcicada:{rest} cannot be opened: {'; '.join(seen)}")
-
-
-def _identify(device: str) -> tuple[Link, Info]:
-    """Opens a port and asks who is there; SourceError when it is no QCicada."""
-    link = Link(serial_port.open_port(device, BAUDRATE, 1.0))
-    try:
-        return link, link.resynchronize()
-    except TransportError as error:
-        serial_port.close_port(link.port)
-        raise SourceError(f"{device} does not answer as a QCicada does: {error}") from error
-    except BaseException:
-        serial_port.close_port(link.port)
-        raise
+        return examine(uri, uri.parameters(cls.parameters), cls.looks_for)

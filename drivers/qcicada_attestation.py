@@ -1,9 +1,10 @@
 """Attestation reads of a QCicada: the device signs random bytes with its own P-256 key, and here is what that proves.
 
 A signature covers exactly the bytes that come with it, with no challenge of ours. So who verifies it must know the
-bytes, and a recording of an old answer verifies as well. Therefore an attestation read is a read of its own, whose bytes
-are published and never reach the ring, and a signature or its bytes seen before is a health alarm. That the signer is
-a genuine device needs the vendor's root key; without it the key is trusted on first use, and a change of it is refused.
+bytes, and a recording of an old answer verifies as well. Therefore an attestation read is a read of its own, whose
+bytes are published and never reach the ring, and a signature or its bytes seen before is a health alarm. That the
+signer is a genuine device needs the vendor's root key; without it the key is trusted on first use, and a change of it
+is refused.
 
 Wire facts: `amenti-labs/qcicada` 0.2.2 (`device.py`, `crypto.py`): keys are x, y and signatures r, s, each big endian
 in 32 bytes, over SHA-256. The certificate is the root's signature of 00 00, hardware major and minor (a byte each),
@@ -85,7 +86,7 @@ def verify(key: "ec.EllipticCurvePublicKey", message: bytes, signature: bytes) -
 
 
 def certified_message(info: Info, key: bytes) -> bytes:
-    """What the vendor's root signs: hardware version, serial number and key; SourceError when `info` has no such form."""
+    """What the vendor's root signs: hardware version, serial number and key; SourceError if their form is unknown."""
     hardware = re.fullmatch(r"CICADA-QRNG-(\d{1,2})\.(\d{1,2})", info.hardware)
     serial = re.fullmatch(r"QC(\d{1,10})", info.serial)
     if not (hardware and serial and int(serial[1]) < 1 << 32):
@@ -104,7 +105,7 @@ def load_root(path: str) -> "ec.EllipticCurvePublicKey":
             return load_key(bytes.fromhex(text.decode()))
         key = serialization.load_pem_public_key(text)
     except (OSError, ValueError) as error:
-        raise SourceError(f"root={path}: {error}; name the vendor's P-256 public key (PEM, or 128 hex digits)") from None
+        raise SourceError(f"root={path}: {error}; name the vendor's P-256 key (PEM, or 128 hex digits)") from None
     if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
         raise SourceError(f"root={path} is not a P-256 public key")
     return key
@@ -121,7 +122,7 @@ def attest(link: Link, info: Info, root: "ec.EllipticCurvePublicKey | None" = No
         key, certificate = link.public_key(), link.certificate()
         data, signature = link.signed_read(READ_BYTES)
     except Refused as error:
-        raise SourceError(f"{info.serial} signs nothing ({error}): it takes firmware 5.13; leave attest=1 out") from None
+        raise SourceError(f"{info.serial} signs nothing ({error}): it needs firmware 5.13; omit attest=1") from None
     try:
         signer = load_key(key)
     except ValueError as error:
@@ -172,7 +173,8 @@ def _remember(serial: str, key: bytes, data: bytes, signature: bytes, date: str,
             file.write(new.encode())
             os.fsync(file.fileno())
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}; attestation reads must be remembered, so make it writable") from error
+        why = f"{path}: {error.strerror}; attestation reads must be remembered, so make it writable"
+        raise SourceError(why) from error
     if again:
         raise HealthAlarm(
             f"{serial} gave an attestation read that it had given before: a recording answers in its place, or it is "

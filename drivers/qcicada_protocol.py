@@ -34,9 +34,9 @@ ONE_SHOT_BYTES = 8192
 POST_PROCESSING = {"sha": 0, "raw-noise": 1, "raw-samples": 2}
 
 ANSWER_S = 0.5  # the vendor's default for a command
-# A device at rest answers within its FTDI chip's 16 ms. One that streams sends blocks of 448 bytes every 36 ms until
-# STOP has reached it, or larger ones less often. A silence that was believed too early shows in the next answer.
-QUIET_S = (0.04, 0.2, 0.5)
+# How long the line must be silent behind what looks like the answer to STOP: an FTDI chip holds bytes back for 16 ms.
+QUIET_S = 0.04
+STOPPING_S = 2.0
 
 
 class Refused(TransportError):
@@ -60,6 +60,10 @@ class Status:
     @classmethod
     def parse(cls, payload: bytes) -> "Status":
         return cls(*struct.unpack("<BI", payload))
+
+    @property
+    def healthy(self) -> bool:
+        return self.flags == self.HEALTHY
 
     @property
     def starting(self) -> bool:
@@ -157,7 +161,7 @@ class Info:
 
 
 class Link:
-    """The protocol on one open port. Every method raises TransportError or DeviceLost as `serial_port` does, and Refused.
+    """The protocol on one open port. Its methods raise TransportError or DeviceLost as `serial_port` does, and Refused.
 
     After any error but Refused the two sides may be out of step; `resynchronize` brings them together.
     """
@@ -173,21 +177,24 @@ class Link:
         if response == NACK:
             raise Refused(f"{self.port.port}: the device refused command {code:#04x}")
         if response != expected:
-            raise TransportError(f"{self.port.port}: answer {response:#04x} to command {code:#04x}, not {expected:#04x}")
+            raise TransportError(f"{self.port.port}: command {code:#04x} was answered by {response:#04x}")
         return serial_port.read_exact(self.port, n, ANSWER_S) if n else b""
 
     def resynchronize(self) -> Info:
-        """Stops whatever the device is sending, drops it, and returns the answer to a fresh question."""
-        for quiet_s in QUIET_S:
-            serial_port.write_all(self.port, bytes([STOP]), ANSWER_S)
-            serial_port.drain(self.port, quiet_s, limit_s=2.0)
-            try:
+        """Stops whatever the device is sending, drops it, and returns the answer to a fresh question.
+
+        Random bytes can look like the answer to STOP, or the line be slow: then it raises, and may be called again.
+        """
+        serial_port.write_all(self.port, bytes([STOP]), ANSWER_S)
+        buffer, last = bytearray(65536), b""
+        deadline = time.monotonic() + STOPPING_S
+        while time.monotonic() < deadline:
+            answered = last == bytes([NACK]) or (len(last) == 6 and last[0] == ACK)
+            got = serial_port.read_some(self.port, memoryview(buffer), QUIET_S if answered else ANSWER_S)
+            if got == 0:
                 return self.info()
-            except serial_port.DeviceLost:
-                raise
-            except TransportError as error:
-                failure = error
-        raise failure
+            last = (last + buffer[:got])[-6:]
+        raise TransportError(f"{self.port.port}: bytes still came {STOPPING_S:g} s after the device was told to stop")
 
     def status(self) -> Status:
         return Status.parse(self.command(GET_STATUS))

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SourceError
+from . import permission
 from .contract import DeviceLost, Finding, TransportError, require
+from .permission import holders, in_words
 
 serial = require("serial", "serial", "pyserial")
 list_ports = require("serial.tools.list_ports", "serial", "pyserial")
@@ -27,6 +29,7 @@ BY_ID = Path("/dev/serial/by-id")
 # What a tty answers once its device is gone: EIO (hung up), ENXIO and ENODEV (no such device behind the node), and
 # EBADF from a descriptor that another thread closed.
 _GONE = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.EBADF}
+_FTDI = 0x0403
 # Daemons that open serial ports by themselves: they take bytes, or send commands that a generator does not understand.
 _MEDDLERS = {
     "ModemManager": 'mark the port with ENV{ID_MM_DEVICE_IGNORE}="1" in a udev rule, or stop it',
@@ -104,10 +107,10 @@ def open_port(device: str, baudrate: int, timeout_s: float) -> "serial.Serial":
             port.close()
             raise SourceError(f"{device} went away while it was opened: {error}; check its cable") from error
     # A child of this process that was forked with the port open holds it too, and never reads from it.
-    others = [(pid, name) for pid, name in holders(device) if not _is_child(pid)]
+    others = [(pid, name) for pid, name in holders(device, own=1) if not _is_child(pid)]
     if others:
         close_port(port)
-        raise SourceError(f"{device} is in use by {_names(others)}; close that first")
+        raise SourceError(f"{device} is in use by {in_words(others)}; close that first")
     return port
 
 
@@ -132,35 +135,33 @@ def _why_not_opened(device: str, error: Exception) -> str:
     if code == errno.EACCES:
         return f"{device}: no permission; {permission_hint(device)}"
     if code in (errno.EBUSY, errno.EAGAIN):
-        others = holders(device)
-        who = _names(others) if others else "another process, or this one"
+        who = in_words(holders(device)) or "a process of another user"
         return f"{device} is in use by {who}; close that first"
     if lost(error):
         return f"{device} answers as if nothing were connected ({error}); check its cable"
     return f"{device} cannot be opened as a serial port: {error}"
 
 
-def udev_rule(vid: int, pid: int) -> str:
-    """The udev rule that gives group `everett` a USB serial port and keeps ModemManager away from it."""
-    return (
-        f'SUBSYSTEM=="tty", ATTRS{{idVendor}}=="{vid:04x}", ATTRS{{idProduct}}=="{pid:04x}", GROUP="everett", '
-        'MODE="0660", ENV{ID_MM_DEVICE_IGNORE}="1"'
-    )
-
-
 def permission_hint(device: str) -> str:
-    """What gives the present user a port: its group, and the udev rule where its USB identity is known."""
+    """What gives the present user a port: the packaged udev rule where one names the device, else the node's group."""
+    real = os.path.realpath(device)
+    port = next((p for p in ports() if p.device == real), Port(real))
+    if port.vid is not None:
+        identity = f"{port.vid:04x}", f"{port.pid:04x}"
+        # FTDI's identities are everybody's: there, a rule is for this device only if it names its strings.
+        ftdi = (identity[0], port.product), (identity[0], port.manufacturer), (*identity, port.serial)
+        for words in ftdi if port.vid == _FTDI else (identity,):
+            try:
+                return permission.permission_hint(*words)
+            except LookupError:
+                continue
     try:
-        gid = os.stat(device).st_gid
-        group = grp.getgrgid(gid).gr_name
+        group = grp.getgrgid(os.stat(device).st_gid).gr_name
     except (OSError, KeyError):
         group = "dialout"
-    hint = f"`sudo usermod -aG {group} $USER`, then log in again"
-    real = os.path.realpath(device)
-    port = next((p for p in ports() if p.device == real), None)
-    if port is not None and port.vid is not None:
-        hint += f"; or this line in /etc/udev/rules.d/70-everett.rules: {udev_rule(port.vid, port.pid)}"
-    return hint
+    if group == "root":
+        return "its node belongs to root alone; a udev rule has to give it a group (see docs/devices.md)"
+    return f"join its group with `sudo usermod -aG {group} $USER`, then log in again"
 
 
 # --- reading and writing ---
@@ -267,48 +268,21 @@ def state(device: str) -> str:
     """A port in few words, without opening it: "ready", "no permission" or "in use by NAME (pid N)"."""
     others = holders(device)
     if others:
-        return f"in use by {_names(others)}"
+        return f"in use by {in_words(others)}"
     return "ready" if os.access(device, os.R_OK | os.W_OK) else "no permission"
-
-
-def holders(path: str) -> list[tuple[int, str]]:
-    """(pid, name) of the other processes that have this device node open, as far as /proc lets this user see."""
-    real = os.path.realpath(path)
-    found = []
-    for pid in _processes():
-        folder = f"/proc/{pid}/fd"
-        try:
-            if pid != os.getpid() and any(_link(folder, fd) == real for fd in os.listdir(folder)):
-                found.append((pid, _name(pid)))
-        except OSError:  # of another user, or ended meanwhile
-            continue
-    return found
 
 
 def meddlers() -> list[tuple[int, str]]:
     """(pid, name) of running daemons that are known to open serial ports by themselves; visible to every user."""
-    return [(pid, name) for pid in _processes() if (name := _name(pid)) in _MEDDLERS]
-
-
-def _processes() -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    except OSError:  # no /proc
-        return []
-
-
-def _link(folder: str, fd: str) -> str:
-    try:
-        return os.readlink(f"{folder}/{fd}")
-    except OSError:  # closed meanwhile
-        return ""
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "unknown"
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "comm").read_text().strip()
+        except OSError:  # it has ended
+            continue
+        if name in _MEDDLERS:
+            found.append((int(process.name), name))
+    return sorted(found)
 
 
 def _is_child(pid: int) -> bool:
@@ -320,10 +294,6 @@ def _is_child(pid: int) -> bool:
         if pid == os.getpid():
             return True
     return False
-
-
-def _names(processes: list[tuple[int, str]]) -> str:
-    return ", ".join(f"{name} (pid {pid})" for pid, name in processes)
 
 
 def examine_port(device: str) -> list[Finding]:
@@ -342,7 +312,7 @@ def examine_port(device: str) -> list[Finding]:
     findings.append(Finding("permission", "ok", "this user may read and write it"))
     others = holders(device)
     if others:
-        return [*findings, Finding("other process", "fail", f"{_names(others)} has it open", "close that first")]
+        return [*findings, Finding("other process", "fail", f"{in_words(others)} has it open", "close that first")]
     findings.append(Finding("other process", "ok", "no other process that can be seen has it open"))
     for pid, name in meddlers():
         findings.append(Finding("daemon", "note", f"{name} (pid {pid}) runs and may open the port", _MEDDLERS[name]))

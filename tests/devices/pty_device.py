@@ -93,20 +93,21 @@ class PtyDevice:
 
     def receive(self, seconds: float) -> bytes:
         """What the host has sent; waits up to `seconds` for it. Keeps `ready` up to date."""
-        if not self.dtr:
-            self.ready = False
-            self.rest(seconds)
-            return b""
         poll = select.poll()
         poll.register(self.master, select.POLLIN | select.POLLPRI)
-        if not poll.poll(seconds * 1000):
+        events = dict(poll.poll(seconds * 1000)).get(self.master, 0)
+        if events & select.POLLHUP:  # the host has closed the port; what it sent before is still there
+            self.ready = False
+        if not events & (select.POLLIN | select.POLLPRI):
+            self.rest(seconds if events else 0)
             return b""
         try:
             packet = os.read(self.master, 4096)
         except BlockingIOError:
             return b""
         except OSError as error:
-            if error.errno == errno.EIO:  # the host has closed the port
+            if error.errno == errno.EIO:  # it has closed the port meanwhile
+                self.rest(seconds)
                 return b""
             raise
         if packet[0] & termios.TIOCPKT_FLUSHREAD:

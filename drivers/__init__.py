@@ -31,10 +31,14 @@ GROUP = "everett_cuda.drivers"
 _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
+        ("qcicada", "qcicada:QCicadaDriver"),
         ("anu", "anu:AnuDriver"),
+        ("comscire", "comscire:ComScireDriver"),
         ("outshift", "outshift:OutshiftDriver"),
         ("qrypt", "qrypt:QryptDriver"),
         ("quantis-appliance", "quantis_appliance:QuantisApplianceDriver"),
+        ("swiftrng", "swiftrng:SwiftRngDriver"),
+        ("truerng", "truerng:TrueRngDriver"),
         ("replay", "replay:ReplayDriver"),
         ("sim", "sim:SimulatedDriver"),
     )

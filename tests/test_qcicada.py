@@ -338,10 +338,11 @@ def test_failing_bytes_stop_everything_before_they_are_handed_out(device, mode, 
     assert len(out) > 0 and b"".join(blocks(device.sent[CAPACITY : CAPACITY + unit - UNIT])).startswith(out)
 
 
-def test_a_health_flag_that_stays_is_a_permanent_alarm(device):
+@pytest.mark.parametrize("fault", ["flags", "flags_at_start"])
+def test_a_health_flag_that_stays_is_a_permanent_alarm(device, fault):
     with Source.open(uri(device)) as opened:
         opened.take(32, timeout_s=20)
-        device.flags = 0x41
+        setattr(device, fault, 0x41)
         out, error = take_until_end(opened)
         assert isinstance(error, HealthAlarm) and "device status 0x41 instead of 0x1" in str(error)
         assert [(a.test, a.startup, a.permanent) for a in opened.status().alarms] == [

@@ -23,7 +23,7 @@ from . import serial_port
 from .contract import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
 from .named_port import port_uri
 from .qcicada_finding import connect, examine, identify, named_ports, problem_of
-from .qcicada_protocol import ONE_SHOT_BYTES, POST_PROCESSING, STOP, Config, Info, Link, Status
+from .qcicada_protocol import ONE_SHOT_BYTES, POST_PROCESSING, STOP, Config, Info, Link, Refused, Status
 from .reconnection import try_until
 from .serial_port import Port
 from .uri import SourceURI, parse_flag
@@ -218,7 +218,11 @@ class QCicadaDriver(Driver):
                 break
             if late or self._closed.wait(0.01):
                 return 0
-        before, data = self._link.one_shot(min(want, status.ready_bytes))
+        try:
+            before, data = self._link.one_shot(min(want, status.ready_bytes))
+        except Refused:
+            self._judge(self._link.status())  # it may have failed a test since it was asked
+            raise
         self._judge(before)
         buffer[: len(data)] = data
         return len(data)

@@ -338,10 +338,11 @@ def test_failing_bytes_stop_everything_before_they_are_handed_out(device, mode, 
     assert len(out) > 0 and b"".join(blocks(device.sent[CAPACITY : CAPACITY + unit - UNIT])).startswith(out)
 
 
-def test_a_health_flag_that_stays_is_a_permanent_alarm(device):
+@pytest.mark.parametrize("fault", ["flags", "flags_at_start"])
+def test_a_health_flag_that_stays_is_a_permanent_alarm(device, fault):
     with Source.open(uri(device)) as opened:
         opened.take(32, timeout_s=20)
-        device.flags = 0x41
+        setattr(device, fault, 0x41)
         out, error = take_until_end(opened)
         assert isinstance(error, HealthAlarm) and "device status 0x41 instead of 0x1" in str(error)
         assert [(a.test, a.startup, a.permanent) for a in opened.status().alarms] == [
@@ -540,7 +541,9 @@ def test_two_hundred_cycles_leave_no_thread_and_no_descriptor(device, monkeypatc
     monkeypatch.setattr(qcicada_protocol, "QUIET_S", 0.005)  # no FTDI chip here
     with nothing_left():
         for k in range(200):
+            device.allowance = 0  # nothing to be dropped at the opening, which takes time
             driver = open_driver(uri(device, ("", "?mode=continuous")[k % 2]))
+            device.allowance = 10
             read(driver, 10)
             driver.close()
         for query in ("?root=x", "?attest=1&root=/none", "?attest=1&root=/dev/null"):

@@ -1,7 +1,7 @@
 """A QCicada on the wire: it answers its commands byte by byte on a pseudo-terminal, and breaks by request.
 
-Written from the vendor's `cmdctrl_types.h` and qcicada 0.2.2, and from nothing of the driver's. Its bytes are a function
-of (seed, mode, offset), and `sent` holds every random byte that went out on the wire, in order.
+Written from the vendor's `cmdctrl_types.h` and qcicada 0.2.2, and from nothing of the driver's. Its bytes are a
+function of (seed, mode, offset), and `sent` holds every random byte that went out on the wire, in order.
 """
 
 import struct
@@ -38,6 +38,7 @@ class QCicada(PtyDevice):
 
     flags           the health byte; anything but 1 stops the generation, unless configured otherwise
     flags_once      the health byte of the next answer to a status command only
+    flags_at_start  the health byte from the next START command on, which is refused
     mute            takes commands and answers none
     allowance       how many bytes it will still make; None: as many as are asked for
     refuse          how many of the next START commands are answered by NACK
@@ -58,7 +59,7 @@ class QCicada(PtyDevice):
         self.starting_s = starting_s
         self._certified = serial, hardware  # at the factory
         self.key, self.root = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        self.flags, self.flags_once, self.allowance = HEALTHY, None, None
+        self.flags, self.flags_once, self.flags_at_start, self.allowance = HEALTHY, None, None, None
         self.mute, self.refuse, self.garbage, self.truncate, self.unplug_after = False, 0, b"", None, None
         self.stuck_at = self.bias_at = None
         self.delay_s = 0.0
@@ -191,6 +192,7 @@ class QCicada(PtyDevice):
             self.send(bytes([NACK]))
 
     def _start(self, mode: int, n: int) -> None:
+        self.flags, self.flags_at_start = self.flags_at_start or self.flags, None
         self._fill()
         possible = mode == 0 or (mode == 1 and 0 < n <= len(self._buffer))
         if self.refuse or not self._well or not possible:

@@ -30,6 +30,9 @@ GROUP = "everett_cuda.drivers"
 _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
+        ("quantis-pcie", "quantis_pcie:QuantisPcieDriver"),
+        ("chaoskey", "chaoskey:ChaosKeyDriver"),
+        ("hwrng", "hwrng:HwrngDriver"),
         ("replay", "replay:ReplayDriver"),
         ("sim", "sim:SimulatedDriver"),
     )

@@ -29,9 +29,10 @@ _SYSFS = Path("/sys/class/misc/hw_random")
 # The kernel copies at most a cache line at a time, under one lock, and a slow device (a TPM gives some kB a second) keeps
 # a read until it is whole. What is left in its buffer of 64 bytes is from before.
 PLAN = ReadPlan(512, 64, 64)
-# Linux, drivers/char/hw_random: what hides behind a name. The first that begins like the name counts.
+# The one kernel driver of a quantum chip that was read: ID Quantique's for the S2Q000 (2019), qrng_hwrng.c.
+_QUANTUM = {"s2q000-rng": "ID Quantique S2Q000"}
+# Linux, drivers/char/hw_random and drivers/char/tpm: what hides behind a name that begins so.
 _ORIGINS: Mapping[str, tuple[Kind, str]] = {
-    "s2q000-rng": ("quantum", "ID Quantique S2Q000"),
     "virtio_rng": ("simulated", "the host's generator, which nothing shows to be more than a program"),
     "tpm-rng": ("electronic", "a TPM"),
     "chaoskey": ("electronic", "a ChaosKey"),
@@ -39,14 +40,15 @@ _ORIGINS: Mapping[str, tuple[Kind, str]] = {
     "amd": ("electronic", "the CPU or its chip set"),
     "via": ("electronic", "the CPU"),
     "smccc_trng": ("electronic", "the CPU's firmware"),
-    "trng": ("electronic", "the CPU"),
-    "powernv": ("electronic", "the CPU"),
-    "pseries": ("electronic", "the hypervisor"),
+    "powernv-rng": ("electronic", "the CPU"),
+    "pseries-rng": ("electronic", "the hypervisor"),
 }
 
 
 def origin(name: str) -> tuple[Kind, str]:
     """(kind, what it is) of the source that the kernel calls `name`; electronic for one that is not known."""
+    if name in _QUANTUM:
+        return "quantum", _QUANTUM[name]
     for start, known in _ORIGINS.items():
         if name.lower().startswith(start):
             return known

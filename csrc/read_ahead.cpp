@@ -46,9 +46,11 @@ struct ReadAhead::Shared {
       throw std::system_error(error, std::generic_category(), "eventfd");
     }
   }
-  ~Shared() {
+  ~Shared() { close_both(); }
+  void close_both() {
     if (fd >= 0) ::close(fd);
-    ::close(wake);
+    if (wake >= 0) ::close(wake);
+    fd = wake = -1;
   }
   uint8_t* slot(uint64_t number) { return pages.data() + number % plan.slots * plan.slot_bytes; }
 
@@ -166,8 +168,7 @@ void ReadAhead::run(std::shared_ptr<Shared> shared) {
 
   std::lock_guard<std::mutex> lock(s.lock);
   if (halted.why == Halt::running) halted.why = Halt::closed;
-  ::close(s.fd);
-  s.fd = -1;
+  s.close_both();
   s.halted = halted;
   s.ended = true;
   s.changed.notify_all();
@@ -224,7 +225,7 @@ bool ReadAhead::close(double wait_s) {
     s.quit = true;
     s.changed.notify_all();
     const uint64_t one = 1;
-    if (write(s.wake, &one, sizeof one) < 0) {  // full: it has been woken before
+    if (!s.ended && write(s.wake, &one, sizeof one) < 0) {  // full: it has been woken before
     }
     s.changed.wait_for(lock, std::chrono::duration<double>(wait_s), [&] { return s.ended; });
     ended = s.ended;

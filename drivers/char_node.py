@@ -129,6 +129,7 @@ class NodeDriver(Driver):
     name = "character device"
 
     def __init__(self):
+        self._owner = os.getpid()
         self._fd: int | None = None
         self._path = ""
         self._plan: ReadPlan | None = None
@@ -174,6 +175,8 @@ class NodeDriver(Driver):
             return self._reader
 
     def _gone(self) -> DeviceLost:
+        if os.getpid() != self._owner:
+            return DeviceLost(f"{self.name} belongs to the process that this one was forked from")
         return DeviceLost(f"{self.name} {'was closed' if self._closed.is_set() else 'is not there'}")
 
     def _broken_off(self, halted: _C.Halted) -> SourceError:
@@ -211,7 +214,9 @@ class NodeDriver(Driver):
             fd, self._fd = self._fd, None
             if fd is None:
                 return
-            if ended:  # a forked child may hold a copy of the descriptor, and with it the lock
+            # Closing would not do: a forked child may hold a copy of the descriptor, and with it the lock. The child's own
+            # close must leave the parent its lock.
+            if ended and os.getpid() == self._owner:
                 fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 

@@ -6,6 +6,7 @@ class that only ID Quantique's drivers make, with the card's PCI identity behind
 their requests 0 and 3. Only a loaded kernel module could forge that.
 """
 
+import errno
 import os
 import re
 import stat
@@ -110,7 +111,8 @@ def nodes() -> list[Node]:
 
 
 def prove(fd: int) -> Identity:
-    """The proof that an open descriptor is a Quantis card; NotQuantis says what is missing."""
+    """The proof that an open descriptor is a Quantis card; NotQuantis says what is missing. OSError when the device
+    behind it does not answer any more."""
     about = os.fstat(fd)
     if not stat.S_ISCHR(about.st_mode):
         raise NotQuantis("it is not a character device")
@@ -120,6 +122,8 @@ def prove(fd: int) -> Identity:
         card.word(DRIVER_VERSION)
         card.word(BOARD_VERSION)
     except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):
+            raise
         raise NotQuantis(f"it does not answer a Quantis driver's requests 0 and 3 ({error.strerror})") from error
     return identity
 

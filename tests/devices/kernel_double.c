@@ -220,17 +220,19 @@ static void give_mutex(struct node* node) { __atomic_store_n(&node->busy, 0, __A
 // Fills out[0, n) at the device's rate, or answers the errno of what happens meanwhile. Nobody gets the bytes of a read
 // that fails.
 static int fill(struct node* node, uint8_t* out, size_t n) {
-  double due = node->bytes_per_s > 0 ? (double)n / node->bytes_per_s : 0;
-  while (due > 0 && !(node->fault == GONE && node->offset >= node->fault_at)) {
-    pause_s(due < 0.002 ? due : 0.002);
-    due -= 0.002;
+  for (double due = (double)n; due > 0 && node->bytes_per_s > 0;) {
+    if (node->fault == GONE && node->offset >= node->fault_at) break;
+    const double step = due / node->bytes_per_s < 0.002 ? due / node->bytes_per_s : 0.002;
+    pause_s(step);
+    due -= step * node->bytes_per_s + 1e-9;
   }
   if (node->fault != WELL && node->offset + n > node->fault_at) {
-    if (node->fault == GONE) return ENODEV;
-    if (node->fault == HANG) {
-      while (node->fault == HANG) pause_s(0.001);
-      if (node->fault == GONE) return ENODEV;
-    } else {
+    while (node->fault == HANG) pause_s(0.001);
+    if (node->fault == GONE) {
+      node->offset = node->offset > node->fault_at ? node->offset : node->fault_at;
+      return ENODEV;
+    }
+    if (node->fault != WELL) {
       const int zero = node->fault == ZERO_READ;
       node->offset += zero ? 0 : n;
       if (node->fault_times > 0 && --node->fault_times == 0) node->fault = WELL;

@@ -10,6 +10,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -54,6 +55,28 @@ def build() -> Path:
         subprocess.run(command, check=True, capture_output=True)
         scratch.replace(made)
     return made
+
+
+def why_not() -> str:
+    """Why no process can be given emulated devices here; "" when one can."""
+    libc, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ") if sys.platform == "linux" else ("", "", "")
+    if libc != "glibc" or tuple(map(int, version.split("."))) < (2, 33):  # older ones have stat(2) under other names
+        return "emulated devices need Linux with glibc 2.33 or newer"
+    try:
+        build()
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        return f"the double of the kernel cannot be compiled: {error}"
+    return ""
+
+
+def run_pytest(kernel: "KernelDouble", file: str) -> None:
+    """Runs the tests in a file of this folder in a process that sees the kernel's devices; fails with its output."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))]
+    done = subprocess.run(
+        command, env=kernel.environment(), cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 def stream(seed: int, start: int, n: int) -> bytes:
@@ -105,6 +128,7 @@ class KernelDouble:
         size = NODES * ctypes.sizeof(Node)
         if not state.exists():
             state.write_bytes(bytes(size))
+            state.chmod(0o666)  # a process of another user shares it too
         with open(state, "r+b") as file:
             self._map = mmap.mmap(file.fileno(), size)
         self._nodes = (Node * NODES).from_buffer(self._map)
@@ -218,6 +242,9 @@ class KernelDouble:
         backing = self.root / "dev" / name
         backing.write_bytes(b"")
         with _lock:
+            for old in self._nodes:  # a file that is gone and that no process has open any more
+                if old.inode == backing.stat().st_ino:
+                    old.inode = 0
             node = next(n for n in self._nodes if n.kind == 0)
             settings = {"seed": 7, "stuck_at": NEVER, "biased_at": NEVER, "claims_more_at": NEVER, **state}
             for key, value in settings.items():

@@ -40,7 +40,7 @@ struct node {
   uint64_t claims_more_at;      // from there on a read writes its first 4096 bytes only, and claims all
   uint64_t reads, zero_reads, first_read, smallest_read, largest_read, garbage;
   uint32_t armed, requests[16];
-  double bytes_per_s;
+  double bytes_per_s, made_at;  // made_at: when the last byte that was read had been made
   char serial[256];
 };
 
@@ -217,15 +217,34 @@ static int take_mutex(struct node* node) {
 
 static void give_mutex(struct node* node) { __atomic_store_n(&node->busy, 0, __ATOMIC_RELEASE); }
 
+static double now_s(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+// What a device keeps while nobody reads: the module cards' FIFO, the chip cards' DMA ring, a cache line.
+static double kept_bytes(const struct node* node) {
+  return node->kind == CHIPS ? 1 << 20 : node->kind == HWRNG || node->kind == CHAOSKEY ? 64 : 4096;
+}
+
+// Waits until the device has made n bytes more, at its rate.
+static void wait_for(struct node* node, size_t n) {
+  const double rate = node->bytes_per_s;
+  if (rate <= 0) return;
+  const double earliest = now_s() - kept_bytes(node) / rate;
+  if (node->made_at < earliest) node->made_at = earliest;
+  node->made_at += (double)n / rate;
+  for (double left; (left = node->made_at - now_s()) > 0 && node->bytes_per_s > 0;) {
+    if (node->fault == GONE && node->offset >= node->fault_at) return;
+    pause_s(left < 0.002 ? left : 0.002);
+  }
+}
+
 // Fills out[0, n) at the device's rate, or answers the errno of what happens meanwhile. Nobody gets the bytes of a read
 // that fails.
 static int fill(struct node* node, uint8_t* out, size_t n) {
-  for (double due = (double)n; due > 0 && node->bytes_per_s > 0;) {
-    if (node->fault == GONE && node->offset >= node->fault_at) break;
-    const double step = due / node->bytes_per_s < 0.002 ? due / node->bytes_per_s : 0.002;
-    pause_s(step);
-    due -= step * node->bytes_per_s + 1e-9;
-  }
+  wait_for(node, n);
   if (node->fault != WELL && node->offset + n > node->fault_at) {
     while (node->fault == HANG) pause_s(0.001);
     if (node->fault == GONE) {

@@ -37,7 +37,7 @@ class Node(ctypes.Structure):
             "fault_at", "seed", "offset", "stuck_at", "biased_at", "claims_more_at", "reads", "zero_reads", "first_read",
             "smallest_read", "largest_read", "garbage",
         )]
-        + [("armed", ctypes.c_uint32), ("requests", ctypes.c_uint32 * 16), ("bytes_per_s", ctypes.c_double)]
+        + [("armed", ctypes.c_uint32), ("requests", ctypes.c_uint32 * 16), ("bytes_per_s", ctypes.c_double), ("made_at", ctypes.c_double)]
         + [("serial", ctypes.c_char * 256)]
     )  # fmt: skip
 

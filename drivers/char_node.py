@@ -62,6 +62,8 @@ def open_node(path: str, scheme: str, rule: str, follow: bool = False) -> int:
             raise DeviceLost(f"{scheme}: {path} has no device behind it ({error.strerror})") from error
         if error.errno == errno.EACCES:
             why = f"no permission; {permission_hint(rule)}"
+        elif error.errno == errno.EPERM:
+            why = "this container is not allowed to use the device; give it the node (docker run --device)"
         elif error.errno == errno.ELOOP:
             why = "it is a symbolic link, which could be made to point to anything; name the node itself"
         else:
@@ -92,8 +94,9 @@ def lock_node(fd: int, path: str, scheme: str) -> None:
         raise SourceError(f"{scheme}: {path} is in use by {who}; close that first, or use another device") from error
 
 
-def answer_within(ask: Callable[[], Answer], what: str, discard: Callable[[Answer], object] = lambda _: None) -> Answer:
-    """What ask() returns or raises, or a SourceError after ANSWER_S: then its late answer goes to discard()."""
+def answer_within(ask: Callable[[], Answer], what: str, discard: Callable[[Answer], object]) -> Answer:
+    """What ask() returns or raises, or a SourceError after ANSWER_S. An answer that nobody waits for any more goes to
+    discard()."""
     done, lock, box = threading.Event(), threading.Lock(), {}
 
     def run() -> None:
@@ -109,15 +112,21 @@ def answer_within(ask: Callable[[], Answer], what: str, discard: Callable[[Answe
         done.set()
 
     threading.Thread(target=run, name=f"everett ask {what}", daemon=True).start()
-    if not done.wait(ANSWER_S):
+    try:
+        done.wait(ANSWER_S)
+    except BaseException:  # Ctrl-C
         with lock:
-            if not box:
-                box["late"] = True
-    if "late" in box:
-        raise SourceError(
-            f"{what} has not answered for {ANSWER_S:g} s: its kernel driver waits for the hardware. Look at `dmesg`; "
-            "unload and load its kernel module, or start the machine anew"
-        )
+            box["late"] = True
+        if "answer" in box:
+            discard(box["answer"])
+        raise
+    with lock:
+        if not box:
+            box["late"] = True
+            raise SourceError(
+                f"{what} has not answered for {ANSWER_S:g} s: its kernel driver waits for the hardware. Look at `dmesg`; "
+                "unload and load its kernel module, or start the machine anew"
+            )
     if "error" in box:
         raise box["error"]
     return box["answer"]

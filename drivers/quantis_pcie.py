@@ -12,9 +12,11 @@ Chip cards have two modes, shared by everyone who uses the card: RNG (processed 
 The mode is recorded; a change while the card is open ends the source, as what is claimed of its bytes changes with it.
 """
 
+from dataclasses import replace
+
 from ..errors import SourceError
 from . import quantis_card
-from .char_node import NodeDriver, ReadPlan
+from .char_node import NodeDriver, ReadPlan, lock_node
 from .contract import Attached, DeviceFault, Finding, MinEntropy, TransportError
 from .quantis_card import Identity
 from .quantis_doctor import findings
@@ -70,8 +72,9 @@ class QuantisPcieDriver(NodeDriver):
         """Takes over `card`, and closes it on an error."""
         super().__init__()
         self.min_entropy = min_entropy
-        self._wanted_modules = wanted_modules
-        self._first: OpenCard | None = None  # as it was at the opening
+        self._modules = wanted_modules or 0
+        self._ais31_asked = False
+        self._card: OpenCard | None = None  # as it said when it was connected last
         self._connect(card)
 
     @classmethod
@@ -95,8 +98,7 @@ class QuantisPcieDriver(NodeDriver):
         except BaseException:
             card.close()
             raise
-        self._fd, self._path = card.fd, card.path
-        self._first = self._first or card
+        self._card, self._fd, self._path = card, card.fd, card.path
 
     def _connect_unproven(self, card: OpenCard) -> None:
         self.kind = "simulated"
@@ -111,12 +113,12 @@ class QuantisPcieDriver(NodeDriver):
         model = identity.model
         self.serial = card.serial or identity.pci
         self.name = f"{model.name} {self.serial or card.path}"
-        first = self._first or card
-        if card.mode != first.mode:
-            raise SourceError(_mode_changed(self.name, first.mode, card.mode))
+        if self._card is not None and card.mode != self._card.mode:
+            raise SourceError(_mode_changed(self.name, self._card.mode, card.mode))
         if card.mode is not None and card.mode not in MODES:
             raise SourceError(f"{self.name} says that it is in mode {card.mode}; known are 0 (RNG) and 1 (SAMPLE)")
-        self._modules = self._wanted_modules or (1 << model.chips) - 1 or first.mask
+        # The same after a reconnection: a module that does not come back is missed.
+        self._modules = self._modules or (1 << model.chips) - 1 or card.mask
         if not self._modules:
             raise SourceError(f"{self.name} has no modules; check that the card sits well in its slot")
         if (card.status ^ self._modules) & self._care:
@@ -124,16 +126,15 @@ class QuantisPcieDriver(NodeDriver):
         self.conditioned = bool(model.chips) and card.mode != 1
         self.rate_bytes_per_s = model.rate(self._modules)
         self._ais31_asked = bool(card.ais31)  # the start-up test runs now anyway, and is reported when it has passed
-        self._ais31_known = card.ais31 is not None
-        self._plan = self._plan_of(card, model.chips)
+        self._plan = self._plan_of(card)
         self.chunk_bytes = max(64 * _KiB, self._plan.check_bytes)
         self.details = {
             "driver": f"{model.kernel_module} {card.driver}",
             "board": card.board,
-            "modules": f"{modules(self._modules)} work" + (f" of {modules(card.mask)}" * (card.mask != self._modules)),
+            "modules": self._working(card),
             "mode": mode_in_words(card.mode, model.chips),
             "proof": identity.proof,
-            **({_AIS31: "asked for by the card" if card.ais31 else "not asked for"} if self._ais31_known else {}),
+            **({_AIS31: "asked for by the card" if card.ais31 else "not asked for"} if card.ais31 is not None else {}),
         }
 
     @property
@@ -141,17 +142,18 @@ class QuantisPcieDriver(NodeDriver):
         """The bits of a status word that count: the wanted modules', and their packet errors'."""
         return self._modules | (self._modules << 20 & PACKET_ERROR_BITS)
 
-    def _plan_of(self, card: OpenCard, chips: int) -> ReadPlan:
+    def _working(self, card: OpenCard) -> str:
+        return f"{modules(self._modules)} work" + f" of {modules(card.mask)}" * (card.mask != self._modules)
+
+    def _plan_of(self, card: OpenCard) -> ReadPlan:
         every = (1 << 32) - 1
         checks = [(MODULES_STATUS, self._care, self._modules)]
         if card.mode is not None:
             checks.append((CURRENT_MODE, every, card.mode))
-        if self._ais31_known and not self._ais31_asked:
+        if card.ais31 is not None and not self._ais31_asked:
             checks.append((AIS31_FLAG, every, 0))
-        plan = _CHIP_PLANS[chips] if chips else _MODULE_PLAN
-        return ReadPlan(
-            plan.slot_bytes, plan.slots, plan.first_read_bytes, tuple(checks), plan.check_bytes, plan.check_s, plan.lock
-        )
+        chips = card.identity.model.chips
+        return replace(_CHIP_PLANS[chips] if chips else _MODULE_PLAN, checks=tuple(checks))
 
     # --- what the card says between reads ---
 
@@ -173,48 +175,46 @@ class QuantisPcieDriver(NodeDriver):
         if number == CURRENT_MODE:
             return SourceError(_mode_changed(self.name, expected, answer))
         self._ais31_asked = True
-        self._plan = self._plan_of(self._first, self._first.identity.model.chips)
+        self._plan = self._plan_of(self._card)
         self._say(**{_AIS31: "asked for by the card"})
         return TransportError(f"{self.name} asks for its start-up test (AIS-31 flag), which begins anew")
 
     def startup_passed(self) -> None:
         with self._changing:
-            if self._fd is None or not getattr(self, "_ais31_asked", False):
+            if self._fd is None or self._card.identity is None:
                 return
-            card = Card(self._fd)
+            self._say(modules=self._working(self._card))
+            if not self._ais31_asked:
+                return
+            card, words = Card(self._fd), "passed"
             try:
                 card.clear_ais31()
-                self._ais31_asked = bool(card.word(AIS31_FLAG))
+                self._ais31_asked = card.word(AIS31_FLAG) != 0
             except OSError as error:
-                self._say(**{_AIS31: f"passed, but the card's flag stays set ({error.strerror})"})
-                return
+                words += f" ({error.strerror} when it was reported)"
             # A flag that cannot be cleared is remembered as set: it would ask without end.
-            self._say(**{_AIS31: "passed" + (", but the card's flag stays set" if self._ais31_asked else "")})
-            self._plan = self._plan_of(self._first, self._first.identity.model.chips)
+            self._say(**{_AIS31: words + (", but the card's flag stays set" if self._ais31_asked else "")})
+            self._plan = self._plan_of(self._card)
             self._stop_reading()  # it would not look at the flag
 
     # --- loss ---
 
     def _look(self) -> str:
-        if self._first.identity is None:
+        if self._card.identity is None:
             raise SourceError("an unproven node cannot be told from another one; open the source anew")
         if not self.serial:
             raise SourceError("several cards without serial number cannot be told apart; open the source anew")
         why = "is not there"
         for node in quantis_card.nodes():
-            here = node.path == self._path or node.identity.pci == self._first.identity.pci != ""
+            here = node.path == self._path or node.identity.pci == self._card.identity.pci != ""
             try:
-                card = open_card(node.path)
-            except SourceError as error:  # udev has not given permission yet, or somebody else's card
+                card = open_card(node.path, lock=False)  # most likely another one, which others may want to open now
+            except SourceError as error:  # udev has not given permission yet
                 why = f"is there, but: {error}" if here else why
                 continue
             serial = card.serial or card.identity.pci
             if serial == self.serial:
-                try:
-                    self._connect(card)
-                except DeviceFault as error:  # its modules warm up
-                    return f"is there, but: {error}"
-                return ""
+                return self._connect_again(card)
             card.close()
             if here:
                 raise SourceError(
@@ -222,6 +222,18 @@ class QuantisPcieDriver(NodeDriver):
                     "the first one back, or open the source anew"
                 )
         return why
+
+    def _connect_again(self, card: OpenCard) -> str:
+        try:
+            lock_node(card.fd, card.path, SCHEME)
+        except SourceError as error:
+            card.close()
+            return f"is there, but: {error}"
+        try:
+            self._connect(card)
+        except DeviceFault as error:  # its modules warm up
+            return f"is there, but: {error}"
+        return ""
 
     # --- the doctor ---
 

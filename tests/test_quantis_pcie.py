@@ -1,15 +1,16 @@
 """quantis-pcie: the ioctl answers, look-alikes of the real kernel, pipes, and emulated cards in a preloaded process."""
 
 import os
+import signal
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 from devices.kernel_double import KernelDouble, run_pytest, why_not
-from source_checks import blocks, cut, nothing_left, take_until_end
+from source_checks import blocks, cut, nothing_left, take_until_end, wait_until
 
-from everett_cuda.drivers import open_driver, quantis_ioctl
+from everett_cuda.drivers import char_node, open_driver, quantis_ioctl
 from everett_cuda.errors import SourceError
 from everett_cuda.source import Source
 
@@ -127,6 +128,48 @@ def test_a_pipe_is_read_by_request_until_its_writer_goes(tmp_path):
     assert got == blocks(data[start:])[: len(got)]
 
 
+# --- questions that hang ---
+
+
+def test_a_question_is_answered_refused_or_given_up(monkeypatch):
+    monkeypatch.setattr(char_node, "ANSWER_S", 0.1)
+    late, discarded = threading.Event(), []
+
+    def slow():
+        late.wait(10)
+        return "late"
+
+    assert char_node.answer_within(lambda: 7, "it", discarded.append) == 7
+    with pytest.raises(ZeroDivisionError):
+        char_node.answer_within(lambda: 1 // 0, "it", discarded.append)
+    with pytest.raises(SourceError, match="it has not answered for 0.1 s"):
+        char_node.answer_within(slow, "it", discarded.append)
+    assert discarded == []
+    late.set()
+    wait_until(lambda: discarded == ["late"])
+
+
+def test_ctrl_c_ends_the_wait_and_the_late_answer_is_discarded():
+    late, discarded = threading.Event(), []
+
+    def slow():
+        late.wait(10)
+        return "late"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            char_node.answer_within(slow, "it", discarded.append)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    late.set()
+    wait_until(lambda: discarded == ["late"])
+
+
 # --- emulated cards ---
 
 
@@ -136,4 +179,5 @@ def test_the_emulated_cards():
         pytest.skip(reason)
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to the other user of one test
         os.chmod(folder, 0o755)
-        run_pytest(KernelDouble(Path(folder)), "emulated_quantis_pcie.py")
+        files = (f"emulated_quantis_{about}.py" for about in ("cards", "faults", "look_alikes"))
+        run_pytest(KernelDouble(Path(folder)), *files)

@@ -1,51 +1,20 @@
 """What the hwrng and chaoskey drivers do with emulated devices; run by tests/test_hwrng.py in a preloaded process."""
 
-import gc
 import os
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
-from devices.kernel_double import GONE, HANG, IO_ERROR, WELL, KernelDouble, stream
+from devices.emulated import SEED, read, verdicts
+from devices.kernel_double import GONE, HANG, IO_ERROR, WELL, stream
 from processes import in_forked_child
 from source_checks import RAW_PER_BLOCK, UNIT, blocks, cut, nothing_left, take_until_end, wait_until
 
-from everett_cuda import source
-from everett_cuda.drivers import DeviceLost, attached, char_node, driver_of, open_driver, parse_uri
+from everett_cuda.drivers import DeviceLost, attached, char_node, open_driver
 from everett_cuda.errors import BadParameter, HealthAlarm, SourceError
 from everett_cuda.source import Source
 
-gc.collect()
-gc.freeze()  # what has been imported lasts; `nothing_left` collects garbage around each test
-SEED, START = 7, 64  # the first read, of 64 bytes, is thrown away
-
-
-@pytest.fixture
-def kernel():
-    double = KernelDouble(Path(os.environ["KERNEL_DOUBLE"]))
-    double.clear()
-    with nothing_left():
-        yield double
-    double.clear()
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(source, "PATIENCE_S", 1.0)
-
-
-def read(driver, n, timeout_s=10.0):
-    out, at, deadline = bytearray(n), 0, time.monotonic() + timeout_s
-    while at < n:
-        assert time.monotonic() < deadline
-        at += driver.readinto(memoryview(out)[at:], 0.2)
-    return bytes(out)
-
-
-def verdicts(text):
-    uri = parse_uri(text)
-    return {f.check: f.verdict for f in driver_of(uri).examine(uri)}
+START = 64  # the first read, of 64 bytes, is thrown away
 
 
 def row_of(scheme):

@@ -324,7 +324,7 @@ static int answer(struct node* node, unsigned long request, void* argument) {
       break;
     case 11:
       if (!later || request != 0x4004710B) return unknown;
-      node->ais31 = 0;
+      if (node->ais31 == 1) node->ais31 = 0;  // 2: a card that keeps its flag
       return 0;
     case 12:
       if (!later && !chips) return unknown;

@@ -37,7 +37,8 @@ class Node(ctypes.Structure):
             "fault_at", "seed", "offset", "stuck_at", "biased_at", "claims_more_at", "reads", "zero_reads", "first_read",
             "smallest_read", "largest_read", "garbage",
         )]
-        + [("armed", ctypes.c_uint32), ("requests", ctypes.c_uint32 * 16), ("bytes_per_s", ctypes.c_double), ("made_at", ctypes.c_double)]
+        + [("armed", ctypes.c_uint32), ("requests", ctypes.c_uint32 * 16)]
+        + [("bytes_per_s", ctypes.c_double), ("made_at", ctypes.c_double)]
         + [("serial", ctypes.c_char * 256)]
     )  # fmt: skip
 
@@ -69,11 +70,13 @@ def why_not() -> str:
     return ""
 
 
-def run_pytest(kernel: "KernelDouble", file: str) -> None:
-    """Runs the tests in a file of this folder in a process that sees the kernel's devices; fails with its output."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file))]
+def run_pytest(kernel: "KernelDouble", *files: str) -> None:
+    """Runs the tests in files of this folder in a process that sees the kernel's devices; fails with its output."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "devices.emulated", *files]
+    here = Path(__file__).parent
+    environment = kernel.environment() | {"PYTHONPATH": str(here.parent)}
     done = subprocess.run(
-        command, env=kernel.environment(), cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
+        command, env=environment, cwd=here, capture_output=True, text=True, timeout=300
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

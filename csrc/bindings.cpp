@@ -9,6 +9,7 @@ void bind_stream(pybind11::module_& m);
 void bind_eager(pybind11::module_& m);
 void bind_fused(pybind11::module_& m);
 void bind_entropy_estimate(pybind11::module_& m);
+void bind_read_ahead(pybind11::module_& m);
 }  // namespace everett
 
 PYBIND11_MODULE(_C, m) {
@@ -20,4 +21,5 @@ PYBIND11_MODULE(_C, m) {
   everett::bind_eager(m);
   everett::bind_fused(m);
   everett::bind_entropy_estimate(m);
+  everett::bind_read_ahead(m);
 }

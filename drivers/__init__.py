@@ -31,9 +31,12 @@ GROUP = "everett_cuda.drivers"
 _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
+        ("quantis-pcie", "quantis_pcie:QuantisPcieDriver"),
         ("qcicada", "qcicada:QCicadaDriver"),
         ("anu", "anu:AnuDriver"),
+        ("chaoskey", "chaoskey:ChaosKeyDriver"),
         ("comscire", "comscire:ComScireDriver"),
+        ("hwrng", "hwrng:HwrngDriver"),
         ("outshift", "outshift:OutshiftDriver"),
         ("qrypt", "qrypt:QryptDriver"),
         ("quantis-appliance", "quantis_appliance:QuantisApplianceDriver"),

@@ -7,6 +7,7 @@ void bind_key(pybind11::module_& m);
 void bind_convert(pybind11::module_& m);
 void bind_stream(pybind11::module_& m);
 void bind_eager(pybind11::module_& m);
+void bind_usb(pybind11::module_& m);
 }  // namespace everett
 
 PYBIND11_MODULE(_C, m) {
@@ -16,4 +17,5 @@ PYBIND11_MODULE(_C, m) {
   everett::bind_convert(m);
   everett::bind_stream(m);
   everett::bind_eager(m);
+  everett::bind_usb(m);
 }

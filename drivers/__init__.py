@@ -30,6 +30,7 @@ GROUP = "everett_cuda.drivers"
 _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
+        ("quantis-usb", "quantis_usb:QuantisUsbDriver"),
         ("replay", "replay:ReplayDriver"),
         ("sim", "sim:SimulatedDriver"),
     )

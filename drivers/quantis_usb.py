@@ -116,14 +116,15 @@ class QuantisUsbDriver(Driver):
     def readinto(self, buffer: memoryview, timeout_s: float) -> int:
         with self._using:
             board = self._board
-            if board is None:
+            if board is None or self._closed.is_set():
                 raise self._gone()
             try:
                 if self._reader is None:
                     self._begin(board)
                 elif self._unasked_bytes >= POLL_BYTES or time.monotonic() - self._asked_at >= POLL_S:
                     self._ask(board)
-                got = self._reader.take(buffer, min(len(buffer), ENOUGH_BYTES), timeout_s)
+                room = buffer[: POLL_BYTES - self._unasked_bytes]
+                got = self._reader.take(room, min(len(room), ENOUGH_BYTES), timeout_s)
                 self._unasked_bytes += got
                 return got
             except (SourceError, USBError) as error:

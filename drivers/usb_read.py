@@ -116,7 +116,7 @@ class _PythonReader:
                     break
                 continue
             if got != size:
-                raise ShortTransfer(f"{self._device}: a transfer brought {got} of {size} bytes; they were dropped")
+                raise ShortTransfer(f"{self._device}: a transfer came short: {got} of {size} bytes; they were dropped")
             if self._discard > 0:
                 self._discard -= size
             elif want - at >= size:

@@ -28,9 +28,7 @@ def _error(number: int, kind: type[USBError] = USBError) -> USBError:
 class QuantisUsb:
     """One device. source(n) gives its next n random bytes.
 
-    faults: (kind, byte) pairs; the first transfer after that many bytes of data suffers that fault: "short" brings 256
-    bytes less, "stall" halts the endpoint until it is cleared, "overflow" and "io" fail once, "silence" gives nothing
-    until `speak`, "unplug" takes the device away. rate_bytes_per_s None: as fast as it is read.
+    rate_bytes_per_s: 0 as fast as it is read; else a late reader loses what does not fit into its buffer.
     one_packet: gives one packet however much is asked for, as a device would that ends each transfer.
     Public fields may be changed at any time: status, ais31, forbidden, busy, ...
     """
@@ -40,8 +38,7 @@ class QuantisUsb:
         source: Callable[[int], bytes],
         serial: str = "1000231A410",
         *,
-        faults: tuple[tuple[str, int], ...] = (),
-        rate_bytes_per_s: float | None = None,
+        rate_bytes_per_s: float = 0.0,
         modules: int = 0b1,
         packet_bytes: int = 512,
         one_packet: bool = False,
@@ -58,17 +55,28 @@ class QuantisUsb:
         self.address = 2
         self.forbidden = False  # this user may not open it
         self.busy = False  # a process on another machine's side of the wall has claimed it
-        self.served = 0
         self.requests: list[int] = []
         self.speaking = threading.Event()
         self.speaking.set()
+        self._served = 0
         self._halted = False
-        self._faults = sorted(faults, key=lambda f: f[1])
+        self._fault: tuple[str, int] | None = None
         self._rate = rate_bytes_per_s
         self._made_at = time.monotonic()
         self._gone = threading.Event()
 
+    @property
+    def served(self) -> int:
+        """Bytes of data given so far."""
+        return self._served
+
     # --- what people do to it ---
+
+    def fault(self, kind: str, at: int) -> None:
+        """The first transfer after `at` bytes of data suffers it: "short" brings 256 bytes less, "stall" halts the endpoint
+        until it is cleared, "overflow" and "io" fail once, "silence" lasts until `speak`, "unplug" until `plug`."""
+        assert kind in FAULTS
+        self._fault = kind, at
 
     def unplug(self) -> None:
         self.plugged = False
@@ -80,6 +88,10 @@ class QuantisUsb:
         self._halted = False
         self._gone.clear()
         self.plugged = True
+
+    def enumerable(self) -> bool:
+        """Whether the bus sees it."""
+        return self.plugged
 
     def silence(self) -> None:
         self.speaking.clear()
@@ -121,7 +133,9 @@ class QuantisUsb:
         return bytes([len(text) + 2, 3]) + text
 
     def bulk(self, into: memoryview, timeout_ms: int) -> int:
-        fault = self._faults.pop(0)[0] if self._faults and self.served >= self._faults[0][1] else None
+        fault = None
+        if self._fault is not None and self._served >= self._fault[1]:
+            fault, self._fault = self._fault[0], None
         if fault == "silence":
             self.silence()
         elif fault == "unplug":
@@ -135,14 +149,14 @@ class QuantisUsb:
         if len(into) % self.packet_bytes:  # a packet does not fit into what is left of the buffer: babble
             raise _error(errno.EOVERFLOW)
         want = self.packet_bytes if self.one_packet else len(into)
-        if not self.speaking.is_set() or self._rate is not None:
+        if not self.speaking.is_set() or self._rate:
             self._wait(want, timeout_ms)
         if not self.plugged:
             raise _error(errno.ENODEV)
         if fault == "short":
             want -= 256
         into[:want] = self.source(want)
-        self.served += want
+        self._served += want
         return want
 
     def _wait(self, want: int, timeout_ms: int) -> None:
@@ -153,7 +167,7 @@ class QuantisUsb:
                 raise _error(errno.ETIMEDOUT, USBTimeoutError)
             if self._gone.wait(0.005):
                 return
-        if self._rate is None:
+        if not self._rate:
             return
         self._made_at = max(self._made_at, time.monotonic() - FIFO_PACKETS * self.packet_bytes / self._rate)
         ready = self._made_at + want / self._rate
@@ -165,6 +179,13 @@ class QuantisUsb:
 
     def clear_halt(self) -> None:
         self._halted = False
+
+
+class Handle:
+    """An open device, at the address that it had then."""
+
+    def __init__(self, device: QuantisUsb):
+        self.device, self.address = device, device.address
 
 
 class EmulatedBus(IBackend):
@@ -188,7 +209,7 @@ class EmulatedBus(IBackend):
     # --- identity ---
 
     def enumerate_devices(self):
-        return [device for device in self.devices if device.plugged]
+        return [device for device in self.devices if device.enumerable()]
 
     def get_device_descriptor(self, device):
         return SimpleNamespace(
@@ -223,31 +244,30 @@ class EmulatedBus(IBackend):
             bInterval=0, bRefresh=0, bSynchAddress=0, extra_descriptors=b"",
         )  # fmt: skip
 
-    # --- handles: [device, its address when it was opened] ---
+    # --- handles ---
 
     def open_device(self, device):
-        if not device.plugged:
+        if not device.enumerable():
             raise _error(errno.ENODEV)
         if device.forbidden:
             raise _error(errno.EACCES)
         with self._lock:
             self.open_handles += 1
-        return [device, device.address]
+        return Handle(device)
 
     def close_device(self, handle):
         with self._lock:
             self.open_handles -= 1
-            if self._claims.get(handle[0]) is handle:
-                del self._claims[handle[0]]
+            if self._claims.get(handle.device) is handle:
+                del self._claims[handle.device]
 
     def _there(self, handle) -> QuantisUsb:
-        device, address = handle
-        if not device.plugged or device.address != address:
+        if not handle.device.enumerable() or handle.device.address != handle.address:
             raise _error(errno.ENODEV)
-        return device
+        return handle.device
 
     def _claimed_by_other(self, handle) -> bool:
-        return handle[0].busy or self._claims.get(handle[0], handle) is not handle
+        return handle.device.busy or self._claims.get(handle.device, handle) is not handle
 
     def set_configuration(self, handle, value):
         self._there(handle)
@@ -269,8 +289,8 @@ class EmulatedBus(IBackend):
     def release_interface(self, handle, interface):
         self._there(handle)
         with self._lock:
-            if self._claims.get(handle[0]) is handle:
-                del self._claims[handle[0]]
+            if self._claims.get(handle.device) is handle:
+                del self._claims[handle.device]
 
     def is_kernel_driver_active(self, handle, interface):
         return False
@@ -278,9 +298,7 @@ class EmulatedBus(IBackend):
     # --- transfers ---
 
     def bulk_read(self, handle, endpoint, interface, into, timeout):
-        device = handle[0]
-        if not device.plugged or device.address != handle[1]:
-            raise _error(errno.ENODEV)
+        device = self._there(handle)
         if endpoint != ENDPOINT or self._claims.get(device) is not handle:
             raise _error(errno.ENOENT)
         return device.bulk(memoryview(into), timeout)

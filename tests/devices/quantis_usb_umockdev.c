@@ -40,12 +40,12 @@ static char syspath[64];
 static uint64_t seed, served, stuck_at = UINT64_MAX, biased_from = UINT64_MAX, fault_at;
 static enum fault fault;
 static double rate, made_at;
-static void* claimed_by;  // the client whose interface it is
+static UMockdevIoctlClient* claimed_by;  // whose interface it is
 static GThread* remover;  // umockdev breaks a client's connection if the device is removed inside its ioctl
 // Submitted and not yet reaped, in order; done: the device has answered.
 static struct urb {
   UMockdevIoctlData* data;
-  void* client;
+  UMockdevIoctlClient* client;
   int done;
 } queue[kQueue];
 static unsigned queued;
@@ -55,6 +55,8 @@ static double now_s(void) {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec + t.tv_nsec * 1e-9;
 }
+
+static void release(void) { g_clear_object(&claimed_by); }
 
 static gpointer remove_from_bed(gpointer unused) {
   umockdev_testbed_uevent(bed, syspath, "remove");
@@ -181,14 +183,17 @@ static void answer(struct urb* u) {
 
 static void forget(unsigned i) {
   umockdev_ioctl_data_unref(queue[i].data);
+  g_object_unref(queue[i].client);
   memmove(&queue[i], &queue[i + 1], (--queued - i) * sizeof queue[0]);
 }
 
-static int submit(UMockdevIoctlData* arg, void* client) {
+static int submit(UMockdevIoctlData* arg, UMockdevIoctlClient* client) {
+  for (unsigned i = queued; i-- > 0;)
+    if (!umockdev_ioctl_client_get_connected(queue[i].client)) forget(i);
   if (queued == kQueue) return ENOMEM;
   struct urb* u = &queue[queued];
   u->data = umockdev_ioctl_data_resolve(arg, 0, sizeof(struct usbdevfs_urb), NULL);
-  u->client = client;
+  u->client = g_object_ref(client);
   u->done = 0;
   queued++;
   answer(u);
@@ -196,7 +201,7 @@ static int submit(UMockdevIoctlData* arg, void* client) {
   return plugged ? 0 : ENODEV;
 }
 
-static int reap(UMockdevIoctlData* arg, void* client) {
+static int reap(UMockdevIoctlData* arg, const UMockdevIoctlClient* client) {
   for (unsigned i = 0; i < queued; i++) {
     if (queue[i].client != client) continue;
     if (!queue[i].done && plugged) answer(&queue[i]);
@@ -222,6 +227,12 @@ static int discard(UMockdevIoctlData* arg) {
   return EINVAL;
 }
 
+// Whether another process has the interface. umockdev emits no "client-vanished" for one that was killed.
+static int claimed_by_other(UMockdevIoctlClient* client) {
+  if (claimed_by && !umockdev_ioctl_client_get_connected(claimed_by)) release();
+  return claimed_by && claimed_by != client;
+}
+
 static int serve(UMockdevIoctlClient* client, unsigned long request) {
   UMockdevIoctlData* arg = umockdev_ioctl_client_get_arg(client);
   switch (request) {
@@ -238,13 +249,13 @@ static int serve(UMockdevIoctlClient* client, unsigned long request) {
       return 0;
     }
     case USBDEVFS_GETDRIVER: return ENODATA;
-    case USBDEVFS_SETCONFIGURATION: return claimed_by && claimed_by != client ? EBUSY : 0;
+    case USBDEVFS_SETCONFIGURATION: return claimed_by_other(client) ? EBUSY : 0;
     case USBDEVFS_CLAIMINTERFACE:
-      if (claimed_by && claimed_by != client) return EBUSY;
-      claimed_by = client;
+      if (claimed_by_other(client)) return EBUSY;
+      if (!claimed_by) claimed_by = g_object_ref(client);
       return 0;
     case USBDEVFS_RELEASEINTERFACE:
-      if (claimed_by == client) claimed_by = NULL;
+      if (claimed_by == client) release();
       return 0;
     case USBDEVFS_CLEAR_HALT: halted = 0; return 0;
     case USBDEVFS_SUBMITURB: return submit(arg, client);
@@ -260,15 +271,6 @@ static gboolean on_ioctl(UMockdevIoctlBase* base, UMockdevIoctlClient* client, g
   g_mutex_unlock(&lock);
   umockdev_ioctl_client_complete(client, error ? -1 : 0, error);
   return TRUE;
-}
-
-static void on_vanished(UMockdevIoctlBase* base, UMockdevIoctlClient* client, gpointer unused) {
-  (void)base, (void)unused;
-  g_mutex_lock(&lock);
-  if (claimed_by == client) claimed_by = NULL;
-  for (unsigned i = queued; i-- > 0;)
-    if (queue[i].client == client) forget(i);
-  g_mutex_unlock(&lock);
 }
 
 static const char* add(const char* text, const char* node) {
@@ -295,7 +297,8 @@ static const char* plug(const char* serial, uint64_t new_seed) {
   g_mutex_lock(&lock);
   plugged = 1;
   halted = silent = 0;
-  claimed_by = NULL;
+  release();
+  while (queued) forget(queued - 1);
   seed = new_seed;
   served = 0;
   fault = kNone;
@@ -343,7 +346,6 @@ int main(void) {
   bed = umockdev_testbed_new();
   handler = umockdev_ioctl_base_new();
   g_signal_connect(handler, "handle-ioctl", G_CALLBACK(on_ioctl), NULL);
-  g_signal_connect(handler, "client-vanished", G_CALLBACK(on_vanished), NULL);
   const char* wrong = add(
       "P: /devices/usb1\nN: bus/usb/001/001=" HUB_HEX "\nE: DEVNAME=/dev/bus/usb/001/001\n"
       "E: DEVTYPE=usb_device\nE: SUBSYSTEM=usb\nE: BUSNUM=001\nE: DEVNUM=001\nA: bConfigurationValue=1\\n\n"

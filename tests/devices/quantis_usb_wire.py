@@ -56,9 +56,8 @@ class Wire:
         return int(self.tell("served"))
 
     def node(self) -> Path:
-        """The device's file, as it lies in the test bed."""
-        (node,) = (p for p in (self.folder / "dev/bus/usb/001").iterdir() if p.name != "001")
-        return node
+        """The device's file, as it lies in the test bed (which keeps those of earlier addresses)."""
+        return max((self.folder / "dev/bus/usb/001").iterdir())
 
     def close(self) -> None:
         self._process.stdin.close()

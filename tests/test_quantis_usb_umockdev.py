@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -189,8 +188,7 @@ def test_a_second_process_is_told_who_has_it_and_may_have_it_after_a_kill(device
 
 
 def test_missing_permission_names_the_rule(device, client):
-    os.chmod(device.folder, 0o755)
-    os.chmod(device.node(), 0)
+    device.forbid()
     client.do("mine = os.geteuid()\nif mine == 0: os.seteuid(65534)")
     try:
         assert client.ask("attached()[0][0].state") == "no permission"

@@ -55,9 +55,13 @@ class Wire:
         """Bytes of data given since it was plugged in."""
         return int(self.tell("served"))
 
-    def node(self) -> Path:
-        """The device's file, as it lies in the test bed (which keeps those of earlier addresses)."""
-        return max((self.folder / "dev/bus/usb/001").iterdir())
+    def forbid(self) -> None:
+        """Nobody but root may open the device's node."""
+        node = max((self.folder / "dev/bus/usb/001").iterdir())  # the test bed keeps those of earlier addresses
+        node.chmod(0)
+        # umockdev connects to its socket before it opens the node, and aborts a process that cannot.
+        self.folder.chmod(0o755)
+        (self.folder / "ioctl/dev/bus/usb/001" / node.name).chmod(0o777)
 
     def close(self) -> None:
         self._process.stdin.close()

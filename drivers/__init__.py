@@ -32,6 +32,7 @@ _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
         ("quantis-pcie", "quantis_pcie:QuantisPcieDriver"),
+        ("quantis-usb", "quantis_usb:QuantisUsbDriver"),
         ("qcicada", "qcicada:QCicadaDriver"),
         ("anu", "anu:AnuDriver"),
         ("chaoskey", "chaoskey:ChaosKeyDriver"),

@@ -44,7 +44,10 @@ class _Context:
         if loaded is None:
             raise SourceError("no libusb-1.0 can be loaded; pip install libusb-package, or install the system's libusb")
         self.own = hasattr(loaded, "ctx")
-        self.backend = type(loaded)(loaded.lib) if self.own else loaded
+        try:
+            self.backend = type(loaded)(loaded.lib) if self.own else loaded
+        except USBError as error:
+            raise SourceError(f"libusb finds no USB on this system: {error.strerror}") from error
         self.users = 0
 
     def leave(self) -> None:

@@ -32,6 +32,7 @@ def test_different_responses_and_files_that_are_no_logs(tmp_path):
     done = everett("responses", a, b)
     assert done.exit_code == 0 and "2 responses in 2 logs, 0 of them" in done.stdout
     (tmp_path / "other").write_text("hello\n")
-    for wrong, why in (([tmp_path / "other"], "no response log"), ([tmp_path / "none"], "cannot be read"), ([a, a], "named twice")):
-        done = everett("responses", *map(str, wrong))
+    other, none = tmp_path / "other", tmp_path / "none"
+    for wrong, why in (([other], "no response log"), ([none], "cannot be read"), ([a, a], "named twice")):
+        done = everett("responses", *wrong)
         assert done.exit_code == 1 and why in done.stderr

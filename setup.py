@@ -1,8 +1,9 @@
 """Builds `everett_cuda._C` (CPU, always) and `everett_cuda._cuda` (where nvcc is found). Neither needs torch.
 
 The CPU kernels are compiled once per instruction set from the same source; only the flags below differ, and the
-choice between them is made at run time. EVERETT_CUDA_ARCHS ("80;90;100") names the GPU targets; the last one also goes
-in as PTX. EVERETT_NO_CUDA=1 skips the CUDA module.
+choice between them is made at run time. EVERETT_CUDA_ARCHS names the GPU targets (default "80;90;100", as far as
+nvcc knows them); the last one also goes in as PTX. EVERETT_NO_CUDA=1 skips the CUDA module. For a profiler's source view
+set NVCC_APPEND_FLAGS=-lineinfo, which nvcc reads itself: it triples the module's size.
 """
 
 import concurrent.futures
@@ -44,6 +45,14 @@ def cuda_home():
     return Path(nvcc).resolve().parent.parent
 
 
+def cuda_archs():
+    """The GPU targets as numbers in text: what the environment names, or the default ones that this nvcc can compile."""
+    if named := os.environ.get("EVERETT_CUDA_ARCHS"):
+        return named.split(";")
+    known = subprocess.run([cuda_home() / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    return [a for a in ("80", "90", "100") if f"compute_{a}" in known]
+
+
 class BuildExt(build_ext):
     """build_ext with per-file flags, nvcc for .cu files, two or more compilers at once, and reuse of fresh objects."""
 
@@ -78,12 +87,12 @@ class BuildExt(build_ext):
         super().build_extension(ext)
 
     def _nvcc_command(self, source, obj):
-        archs = os.environ.get("EVERETT_CUDA_ARCHS", "80;90;100").split(";")
+        archs = cuda_archs()
         gencode = [f for a in archs for f in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
         gencode += ["-gencode", f"arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
         return [
             str(cuda_home() / "bin" / "nvcc"), "-c", source, "-o", str(obj), "-O3", "-std=c++17", "--threads", "0",
-            "--fmad=false", "-lineinfo", "-Icsrc", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off", *gencode,
+            "--fmad=false", "-Icsrc", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off", *gencode,
         ]  # fmt: skip
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch  # noqa: F401  brings the OpenMP runtime that the kernels' threads run on
+from elements import POISON, SPECIAL, STORAGE, Guarded, bits, from_hex, same, values
 from processes import in_forked_child
-from vectors.make_law_v1 import P_VALUES, RECORDS, STORAGE
+from vectors.make_law_v1 import P_VALUES, RECORDS
 
 from everett_cuda import _C
 from everett_cuda.reference import fill, keepdrop, layout, stream
@@ -40,18 +41,6 @@ LONGEST = max(LENGTHS)
 # Starts inside blocks and groups, and where the block number passes 2^32 (16-bit draws at e = 2^37, 32-bit draws at
 # 2^36, 64-bit draws at 2^35) or the dither's step does.
 STARTS = [0, 1, 33, 300, 511, 2**32 - 40, 2**35 - 100, 2**36 - 700, 2**37 - 513, 2**38 - 1, 2**41 + 7, 2**45 - 21]
-GUARD = 96  # bytes of poison on either side of an output
-POISON = 0xA5
-# Values that stress the arithmetic: signed zeros, subnormals, ties, the largest number (times c: Inf), Inf.
-SPECIAL = {
-    "float32": "00000000 80000000 00000001 807fffff 00800000 7f7fffff ff7fffff 7f800000 ff800000 3f800001",
-    "float64": "0000000000000000 8000000000000000 0000000000000001 800fffffffffffff 0010000000000000 7fefffffffffffff "
-    "ffefffffffffffff 7ff0000000000000 fff0000000000000 3ff0000000000001",
-    "bfloat16": "0000 8000 0001 807f 0080 7f7f ff7f 7f80 ff80 3f81",
-    "float16": "0000 8000 0001 83ff 0400 7bff fbff 7c00 fc00 3c01",
-}
-
-
 @pytest.fixture(params=["avx512", "avx2", "portable"])
 def isa(request):
     """Runs the test on one instruction set, and puts the default back."""
@@ -69,47 +58,6 @@ def _record(which):
 
 def _run(e, n):
     return np.arange(n, dtype=np.uint64) + np.uint64(e)
-
-
-def _bits(values):
-    return values.view(f"<u{values.itemsize}")
-
-
-def _from_hex(text, dtype):
-    size = np.dtype(STORAGE[dtype]).itemsize
-    return np.array([int(t, 16) for t in text.split()], f"<u{size}").view(STORAGE[dtype])
-
-
-@functools.cache
-def _values(dtype, n=LONGEST, seed=0):
-    """n values without NaN: mostly random bit patterns, every fourth a special one."""
-    size = np.dtype(STORAGE[dtype]).itemsize
-    bits = np.random.default_rng(seed).integers(0, 256, n * size, dtype=np.uint8).view(f"<u{size}").copy()
-    exponent = {"float32": 0x7F800000, "float64": 0x7FF0000000000000, "bfloat16": 0x7F80, "float16": 0x7C00}[dtype]
-    lowest_exponent_bit = exponent & -exponent
-    bits[bits & exponent == exponent] ^= np.array(lowest_exponent_bit, bits.dtype)
-    special = _from_hex(SPECIAL[dtype], dtype).view(bits.dtype)
-    bits[seed % 4 :: 4] = np.resize(special, len(bits[seed % 4 :: 4]))
-    values = bits.view(STORAGE[dtype])
-    values.flags.writeable = False
-    return values
-
-
-class _Guarded:
-    """A poisoned buffer with room for n items between two guard zones; `shift` items more in front misalign it."""
-
-    def __init__(self, n, dtype, shift=0):
-        size = np.dtype(dtype).itemsize
-        self.head, self.bytes = GUARD + shift * size, n * size
-        self.memory = np.full(self.head + self.bytes + GUARD, POISON, np.uint8)
-        self.address = self.memory.ctypes.data + self.head
-        self.values = self.memory[self.head : self.head + self.bytes].view(dtype)
-
-    def holds_only(self, expected):
-        """Whether exactly `expected` lies inside, bit for bit, and nothing was written around it."""
-        return self.memory.tobytes() == (
-            bytes([POISON]) * self.head + expected.tobytes() + bytes([POISON]) * (len(self.memory) - self.head - self.bytes)
-        )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -162,7 +110,7 @@ def _matches(values, texts):
     """Bit patterns against hexadecimal ones, where "nan" is any NaN."""
     digits = 2 * values.itemsize
     nan = np.isnan(values) if values.dtype.kind == "f" else values & 0x7FFF > 0x7F80
-    got = ["nan" if bad else f"{int(v):0{digits}x}" for v, bad in zip(_bits(values), nan, strict=True)]
+    got = ["nan" if bad else f"{int(v):0{digits}x}" for v, bad in zip(bits(values), nan, strict=True)]
     return got == texts
 
 
@@ -172,13 +120,13 @@ def test_values_of_the_law(isa, op):
     assert len(rows) >= 16
     for row in rows:
         dtype, p = row["dtype"], float.fromhex(row["p"])
-        x = _from_hex(row["in"], dtype)
+        x = from_hex(row["in"], dtype)
         y = np.empty_like(x)
         common = (_record(row["record"]), GENERATORS[row["generator"]], p, DTYPES[dtype], x.ctypes.data)
         if op == "dropout":
             _C.dropout(*common, y.ctypes.data, len(x), row["e"], 1)
         else:
-            residual = _from_hex(row["residual"], dtype)
+            residual = from_hex(row["residual"], dtype)
             _C.dropout_add(*common, residual.ctypes.data, y.ctypes.data, len(x), row["e"], 1)
         assert _matches(y, row["out"].split()), (dtype, p)
 
@@ -226,13 +174,13 @@ def test_dropout_matches_reference(isa, p):
     for generator, e in itertools.product(GENERATORS, STARTS):
         keep = _keep(1, generator, p, e)
         for dtype in DTYPES:
-            x = _values(dtype)
+            x = values(dtype, LONGEST)
             expected = keepdrop.masked(x, keep, p, dtype)
             # All lengths in one dtype, some in the others: the product would take minutes.
             i = next(turn)
             lengths = LENGTHS if i % 17 == 0 else [LENGTHS[i % len(LENGTHS)], LONGEST]
             for n in lengths:
-                out = _Guarded(n, STORAGE[dtype], shift=i % 3)
+                out = Guarded(n, STORAGE[dtype], shift=i % 3)
                 _C.dropout(_record(1), GENERATORS[generator], p, DTYPES[dtype], x.ctypes.data, out.address, n, e, 1)
                 assert out.holds_only(expected[:n]), (generator, dtype, e, n)
 
@@ -243,27 +191,16 @@ def test_dropout_add_matches_reference(isa, p):
     for generator, e in itertools.product(GENERATORS, STARTS[::2]):
         keep = _keep(1, generator, p, e)
         for dtype in DTYPES:
-            x, residual = _values(dtype), _values(dtype, seed=1)
+            x, residual = values(dtype, LONGEST), values(dtype, LONGEST, seed=1)
             expected = keepdrop.masked_add(x, residual, keep, p, dtype)
             i = next(turn)
             for n in LENGTHS if i % 17 == 0 else [LENGTHS[i % len(LENGTHS)], LONGEST]:
-                out = _Guarded(n, STORAGE[dtype], shift=i % 3)
+                out = Guarded(n, STORAGE[dtype], shift=i % 3)
                 _C.dropout_add(_record(1), GENERATORS[generator], p, DTYPES[dtype], x.ctypes.data, residual.ctypes.data,
                                out.address, n, e, 1)  # fmt: skip
-                assert _same(out.values, expected[:n]), (generator, dtype, e, n)
+                assert same(out.values, expected[:n], dtype), (generator, dtype, e, n)
                 out.values[:] = expected[:n]
                 assert out.holds_only(expected[:n])
-
-
-def _same(got, expected):
-    """Bit for bit, but a NaN (Inf - Inf here) is any NaN: its sign and payload differ between instruction sets."""
-    if got.dtype.kind == "f":
-        nan = np.isnan(expected)
-        equal_nan = np.array_equal(np.isnan(got), nan)
-    else:
-        nan = expected & 0x7FFF > 0x7F80
-        equal_nan = np.array_equal(got & 0x7FFF > 0x7F80, nan)
-    return equal_nan and _bits(got)[~nan].tobytes() == _bits(expected)[~nan].tobytes()
 
 
 # (scale, shift, dropped): alpha dropout's at p = 0.1, and numbers whose fused and unfused results differ
@@ -275,12 +212,12 @@ def test_affine_matches_reference(isa, affine):
     rounded_apart = 0
     for (i, generator), p, dtype in itertools.product(enumerate(GENERATORS), (0.0, 1e-6, 0.1, 0.5, 1.0), DTYPES):
         e = STARTS[(3 * i + 5) % len(STARTS)]
-        x, n = _values(dtype), LENGTHS[-1 - i]
+        x, n = values(dtype, LONGEST), LENGTHS[-1 - i]
         keep = _keep(2, generator, p, e)
         expected = keepdrop.masked_affine(x, keep, affine, dtype)[:n]
-        out = _Guarded(n, STORAGE[dtype], shift=1)
+        out = Guarded(n, STORAGE[dtype], shift=1)
         _masked_strided(AFFINE, 2, generator, p, dtype, x[:n], None, out.values, (1,), e, affine)
-        assert _same(out.values, expected), (generator, p, dtype)
+        assert same(out.values, expected, dtype), (generator, p, dtype)
         out.values[:] = expected
         assert out.holds_only(expected)
         if dtype == "float32" and affine[0]:
@@ -294,14 +231,14 @@ def test_dropped_values_are_plus_zero_whatever_they_were(isa):
     for dtype in DTYPES:
         nan = {"float32": np.nan, "float64": np.nan, "bfloat16": 0x7FC0, "float16": np.nan}[dtype]
         minus_nan = {"bfloat16": 0xFFC0}.get(dtype, -np.nan)
-        special = np.concatenate([_from_hex(SPECIAL[dtype], dtype), np.array([nan, minus_nan], STORAGE[dtype])])
+        special = np.concatenate([from_hex(SPECIAL[dtype], dtype), np.array([nan, minus_nan], STORAGE[dtype])])
         x = np.resize(special, 996)
         for p in (1e-6, 0.5, 0.999, 1.0):
             y = np.empty_like(x)
             _C.dropout(_record(3), 0, p, DTYPES[dtype], x.ctypes.data, y.ctypes.data, len(x), 77, 1)
             keep = keepdrop.keep_mask(RECORDS[3], p, _run(77, len(x)))
-            assert not _bits(y)[~keep].any()
-            assert _same(y, keepdrop.masked(x, keep, p, dtype))
+            assert not bits(y)[~keep].any()
+            assert same(y, keepdrop.masked(x, keep, p, dtype), dtype)
             if p == 0.5:
                 assert 400 < keep.sum() < 600
 
@@ -310,33 +247,33 @@ def test_results_beyond_the_largest_number_are_infinite(isa):
     largest = {"float32": "7f7fffff", "float64": "7fefffffffffffff", "bfloat16": "7f7f", "float16": "7bff"}
     infinite = {"float32": "7f800000", "float64": "7ff0000000000000", "bfloat16": "7f80", "float16": "7c00"}
     for dtype in DTYPES:
-        x = np.resize(_from_hex(largest[dtype], dtype), 600)
+        x = np.resize(from_hex(largest[dtype], dtype), 600)
         y = np.empty_like(x)
         _C.dropout(_record(3), 0, 0.5, DTYPES[dtype], x.ctypes.data, y.ctypes.data, len(x), 0, 1)
-        assert set(_bits(y).tolist()) == {0, int(infinite[dtype], 16)}
+        assert set(bits(y).tolist()) == {0, int(infinite[dtype], 16)}
 
 
 def test_p_zero_copies(isa):
     for dtype in DTYPES:
-        x = _values(dtype)
+        x = values(dtype, LONGEST)
         for p in (0.0, 2.0**-48):
-            out = _Guarded(len(x), STORAGE[dtype])
+            out = Guarded(len(x), STORAGE[dtype])
             _C.dropout(_record(0), 0, p, DTYPES[dtype], x.ctypes.data, out.address, len(x), 5, 1)
             assert out.holds_only(x), (dtype, p)
 
 
 def test_in_place(isa):
     for dtype, op in itertools.product(DTYPES, ("dropout", "dropout_add")):
-        x, residual = _values(dtype), _values(dtype, seed=1)
+        x, residual = values(dtype, LONGEST), values(dtype, LONGEST, seed=1)
         keep = _keep(1, "chacha8", 0.1, 0)
         buffer = x.copy()
         common = (_record(1), 0, 0.1, DTYPES[dtype], buffer.ctypes.data)
         if op == "dropout":
             _C.dropout(*common, buffer.ctypes.data, len(x), 0, 1)
-            assert _same(buffer, keepdrop.masked(x, keep, 0.1, dtype))
+            assert same(buffer, keepdrop.masked(x, keep, 0.1, dtype), dtype)
         else:
             _C.dropout_add(*common, residual.ctypes.data, buffer.ctypes.data, len(x), 0, 1)
-            assert _same(buffer, keepdrop.masked_add(x, residual, keep, 0.1, dtype))
+            assert same(buffer, keepdrop.masked_add(x, residual, keep, 0.1, dtype), dtype)
 
 
 def _page_end(n, itemsize):
@@ -355,8 +292,8 @@ def test_nothing_is_read_or_written_beyond_the_end(isa):
         for dtype, n in itertools.product(DTYPES, LENGTHS):
             size = np.dtype(STORAGE[dtype]).itemsize
             areas, (x, r, y) = zip(*(_page_end(n, size) for _ in range(3)), strict=True)
-            ctypes.memmove(x, _values(dtype).ctypes.data, n * size)
-            ctypes.memmove(r, _values(dtype, seed=1).ctypes.data, n * size)
+            ctypes.memmove(x, values(dtype, LONGEST).ctypes.data, n * size)
+            ctypes.memmove(r, values(dtype, LONGEST, seed=1).ctypes.data, n * size)
             for p in (0.1, 1e-3):
                 _C.dropout(_record(1), 0, p, DTYPES[dtype], x, y, n, 40, 1)
                 _C.dropout_add(_record(1), 3, p, DTYPES[dtype], x, r, y, n, 40, 1)
@@ -406,7 +343,7 @@ def _layouts():
 def test_strided_input_matches_reference(isa, view):
     for (i, generator), dtype, op in itertools.product(enumerate(GENERATORS), DTYPES, (DROPOUT, DROPOUT_ADD, AFFINE)):
         take, p, e0 = _layouts()[view], (0.1, 1e-3, 0.5, 0.97)[i], STARTS[2 * i + 1]
-        x, residual = take(_values(dtype, 2880)), take(_values(dtype, 2880, seed=1)[::-1].copy())
+        x, residual = take(values(dtype, 2880)), take(values(dtype, 2880, seed=1)[::-1].copy())
         e = layout.logical_indices(x.shape, e0)
         keep = keepdrop.keep_mask(RECORDS[2], p, e, generator)
         affine = AFFINES[0]
@@ -419,12 +356,12 @@ def test_strided_input_matches_reference(isa, view):
         expected = np.ascontiguousarray(expected)
         # Into contiguous memory, and into every other column of a poisoned tensor.
         for gap in (1, 2):
-            whole = _Guarded(x.size * gap, STORAGE[dtype])
+            whole = Guarded(x.size * gap, STORAGE[dtype])
             before = whole.values.copy()
             out = whole.values.reshape(*x.shape[:-1], x.shape[-1] * gap)[..., ::gap]
             _masked_strided(op, 2, generator, p, dtype, x, residual if op == DROPOUT_ADD else None, out,
                             layout.row_major(x.shape), e0, affine)  # fmt: skip
-            assert _same(np.ascontiguousarray(out).ravel(), expected.ravel()), (generator, dtype, op, gap)
+            assert same(np.ascontiguousarray(out).ravel(), expected.ravel(), dtype), (generator, dtype, op, gap)
             out[...] = before.reshape(*x.shape[:-1], x.shape[-1] * gap)[..., ::gap]
             assert whole.holds_only(before), "wrote between or around its elements"
 
@@ -432,7 +369,7 @@ def test_strided_input_matches_reference(isa, view):
 @pytest.mark.parametrize("p", [0.1, 1e-3])
 def test_shards_together_are_the_whole(isa, p):
     whole_shape = (9, 10, 77)
-    x = _values("float32", 9 * 10 * 77, seed=2).reshape(whole_shape)
+    x = values("float32", 9 * 10 * 77, seed=2).reshape(whole_shape)
     expected = keepdrop.dropout(x, RECORDS[1], p, layout.logical_indices(whole_shape), "float32", "chacha8")
     cuts = {
         "rows": [(slice(0, 4),), (slice(4, 9),)],
@@ -490,18 +427,18 @@ def test_stream_id_picks_the_stream(isa, generator):
 
 @pytest.mark.parametrize("p", [0.1, 1e-3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_do_not_change_bits(isa, dtype, p):
+def test_threads_do_not_changebits(isa, dtype, p):
     n, e = 3 * 16384 + 777, 2**37 - 20000
-    x, residual = _values(dtype, n, seed=3), _values(dtype, n, seed=1)
+    x, residual = values(dtype, n, seed=3), values(dtype, n, seed=1)
     keep = _keep(1, "chacha8", p, e, n)
     rows = x[: 64 * 768].reshape(64, 768)[:, :765]
     row_keep = keepdrop.keep_mask(RECORDS[1], p, layout.logical_indices(rows.shape, e))
     for threads in (1, 2, 3, 7):
-        out = _Guarded(n, STORAGE[dtype])
+        out = Guarded(n, STORAGE[dtype])
         _C.dropout(_record(1), 0, p, DTYPES[dtype], x.ctypes.data, out.address, n, e, threads)
         assert out.holds_only(keepdrop.masked(x, keep, p, dtype)), threads
         _C.dropout_add(_record(1), 0, p, DTYPES[dtype], x.ctypes.data, residual.ctypes.data, out.address, n, e, threads)
-        assert _same(out.values, keepdrop.masked_add(x, residual, keep, p, dtype)), threads
+        assert same(out.values, keepdrop.masked_add(x, residual, keep, p, dtype), dtype), threads
         y = np.empty(rows.shape, rows.dtype)
         _masked_strided(DROPOUT, 1, "chacha8", p, dtype, rows, None, y, (765, 1), e, threads=threads)
         assert y.tobytes() == keepdrop.masked(rows, row_keep, p, dtype).tobytes(), threads
@@ -538,7 +475,7 @@ def test_fill_matches_reference(isa, kind):
             expected = _fill_expected(kind, dtype, generator, e, LONGEST)
             i = next(turn)
             for n in LENGTHS if i % 7 == 0 else [LENGTHS[i % len(LENGTHS)], LONGEST]:
-                out = _Guarded(n, expected.dtype, shift=i % 3)
+                out = Guarded(n, expected.dtype, shift=i % 3)
                 _fill(kind, dtype, generator, e, n, out.address, p)
                 assert out.holds_only(expected[:n]), (generator, dtype, e, n)
 
@@ -559,7 +496,7 @@ def test_strided_fill_matches_reference(isa, kind):
         else:
             expected = reference(RECORDS[2], e, dtype, generator)
         p_transposed = np.ascontiguousarray(p.T)
-        whole = _Guarded(6 * 5 * 37 * 2, expected.dtype)
+        whole = Guarded(6 * 5 * 37 * 2, expected.dtype)
         before = whole.values.copy()
         # Contiguous rows in a wider tensor, every other element, and transposed.
         for out in (whole.values.reshape(6, 5, 74)[:, :, 3:40], whole.values.reshape(6, 5, 74)[:, :, ::2],
@@ -579,7 +516,7 @@ def test_threads_do_not_change_fills(isa, kind):
     for dtype in ["uint32"] if kind == "words" else DTYPES:
         expected = _fill_expected(kind, dtype, "chacha8", e, n)
         for threads in (1, 2, 3, 7):
-            out = _Guarded(n, expected.dtype)
+            out = Guarded(n, expected.dtype)
             _fill(kind, dtype, "chacha8", e, n, out.address, p, threads)
             assert out.holds_only(expected), (dtype, threads)
 

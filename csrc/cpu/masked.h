@@ -172,6 +172,14 @@ static void masked_op(const MaskedJob& job, i64 begin, i64 end) {
       return masked_runs<u16>(job, begin, end, [&](const int16_t* k, const u16* x, const u16* r, u16* y, i64 n) {
         apply<Op, Fp16>(job, k, x, r, y, n);
       });
+    case DType::f8e4m3:
+      return masked_runs<u8>(job, begin, end, [&](const int16_t* k, const u8* x, const u8* r, u8* y, i64 n) {
+        apply<Op, E4m3>(job, k, x, r, y, n);
+      });
+    case DType::f8e5m2:
+      return masked_runs<u8>(job, begin, end, [&](const int16_t* k, const u8* x, const u8* r, u8* y, i64 n) {
+        apply<Op, E5m2>(job, k, x, r, y, n);
+      });
     default:
       return masked_runs<float>(job, begin, end, [&](const int16_t* k, const float* x, const float* r, float* y, i64 n) {
         apply<Op, Fp32>(job, k, x, r, y, n);

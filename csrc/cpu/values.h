@@ -1,4 +1,4 @@
-// fp32 values of stored elements and back, kLanes at a time: fp32, bf16 and fp16, rounded to nearest even.
+// fp32 values of stored elements and back, kLanes at a time: fp32, bf16, fp16 and fp8, rounded to nearest even.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -9,13 +9,7 @@ namespace {  // one copy for each instruction set, never merged by the linker
 
 typedef u16 HalfU __attribute__((vector_size(2 * kLanes), may_alias));
 
-#if EVERETT_ISA == 0
-static inline float f32_of_f16(u16 h) {
-  const u32 sign = (u32)(h & 0x8000u) << 16, rest = (u32)(h & 0x7FFFu) << 13;
-  if (rest >= 0x0F800000u) return as_f32(sign | rest | 0x7F800000u);          // Inf, NaN
-  return as_f32(sign | as_u32(as_f32(rest) * as_f32(0x77800000u)));           // times 2^112, also right for subnormals
-}
-#endif
+typedef u8 ByteU __attribute__((vector_size(kLanes), may_alias));
 
 struct Fp32 {
   using T = float;
@@ -50,15 +44,41 @@ struct Fp16 {
   }
 #else
   EV_FN F load(const T* p) {
-    F r;
-    for (int i = 0; i < kLanes; i++) r[i] = f32_of_f16(p[i]);
-    return r;
+    HalfU h;
+    memcpy(&h, p, sizeof h);
+    return f32_of_f16(__builtin_convertvector(h, U));
   }
   EV_FN void store(T* p, F x) {
     HalfU h = __builtin_convertvector(f16_of<U>(x), HalfU);
     memcpy(p, &h, sizeof h);
   }
 #endif
+};
+
+struct E4m3 {
+  using T = u8;
+  EV_FN F load(const T* p) {
+    ByteU b;
+    memcpy(&b, p, sizeof b);
+    return f32_of_e4m3(__builtin_convertvector(b, U));
+  }
+  EV_FN void store(T* p, F x) {
+    ByteU b = __builtin_convertvector(e4m3_of<U>(x), ByteU);
+    memcpy(p, &b, sizeof b);
+  }
+};
+
+struct E5m2 {
+  using T = u8;
+  EV_FN F load(const T* p) {
+    ByteU b;
+    memcpy(&b, p, sizeof b);
+    return f32_of_e5m2(__builtin_convertvector(b, U));
+  }
+  EV_FN void store(T* p, F x) {
+    ByteU b = __builtin_convertvector(e5m2_of<U>(x), ByteU);
+    memcpy(p, &b, sizeof b);
+  }
 };
 
 }  // namespace

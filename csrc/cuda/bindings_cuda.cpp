@@ -7,6 +7,7 @@
 #include "cuda/launch.h"
 #include "cuda/law_check.h"
 #include "cuda/masked.h"
+#include "cuda/subkey.h"
 
 namespace py = pybind11;
 using namespace everett;
@@ -70,6 +71,23 @@ void masked(int op, const py::object& record, int generator, double p, int type,
   launch_masked(call, (u64)n, e0, reinterpret_cast<cudaStream_t>(stream));
 }
 
+void masked_strided(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 x,
+                    u64 extra, u64 out, const py::tuple& size, const py::tuple& x_strides, const py::tuple& extra_strides,
+                    const py::tuple& out_strides, const py::tuple& e_strides, u64 e0, u32 s, int device, u64 stream) {
+  const MaskedCall call = masked_call(op, record, generator, p, type, affine, x, extra, out, s);
+  const Layout layout = layout_of(size, x_strides, extra_strides, out_strides, e_strides, e0);
+  DeviceGuard guard(device);
+  launch_masked_strided(call, layout, reinterpret_cast<cudaStream_t>(stream));
+}
+
+void subkeys(u64 key, u64 nonces, u64 out, u32 n, int device, u64 stream) {
+  if (n != 0 && (key == 0 || nonces == 0 || out == 0)) throw py::value_error("key, nonces and out must be device addresses");
+  if ((key | nonces | out) % alignof(u32) != 0) throw py::value_error("key, nonces and out must be multiples of 4");
+  DeviceGuard guard(device);
+  launch_subkeys(reinterpret_cast<const u32*>(key), reinterpret_cast<const u32*>(nonces), reinterpret_cast<Subkey*>(out), n,
+                 reinterpret_cast<cudaStream_t>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -82,4 +100,11 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("affine"), py::arg("x"), py::arg("extra"), py::arg("out"), py::arg("n"), py::arg("e0"), py::arg("s"),
         py::arg("device"), py::arg("stream"),
         "A masked op on n contiguous elements whose first has logical index e0. record: 48 bytes, or their device address.");
+  m.def("masked_strided", &masked_strided, py::arg("op"), py::arg("record"), py::arg("generator"), py::arg("p"),
+        py::arg("type"), py::arg("affine"), py::arg("x"), py::arg("extra"), py::arg("out"), py::arg("size"),
+        py::arg("x_strides"), py::arg("extra_strides"), py::arg("out_strides"), py::arg("e_strides"), py::arg("e0"),
+        py::arg("s"), py::arg("device"), py::arg("stream"),
+        "The general form: any layout (strides in elements), any shard of a larger logical tensor.");
+  m.def("subkeys", &subkeys, py::arg("key"), py::arg("nonces"), py::arg("out"), py::arg("n"), py::arg("device"),
+        py::arg("stream"), "n records of 48 bytes from a key of 32 bytes and n nonces of 16, all at device addresses.");
 }

@@ -9,9 +9,12 @@
 
 namespace everett {
 
-// Throws std::runtime_error with CUDA's own words. `what` names the kernel or the call.
+// Throws std::runtime_error with CUDA's own words. `what` names the kernel or the call. CUDA also keeps the error for
+// whoever asks for its last one: that is taken back, or torch would report it at its next launch.
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 // kernel<<<grid, threads, 0, stream>>>(arguments...). A failure of earlier work on the device may surface here too.

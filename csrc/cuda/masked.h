@@ -24,8 +24,11 @@ struct MaskedCall {
   void* out;
 };
 
-// Elements 0 ... n-1 of contiguous memory, with logical indices e0, e0+1, ..., on the current device.
-// Throws std::runtime_error with the kernel's name where the launch fails.
+// Both launch on the current device and throw std::runtime_error with the kernel's name where that fails.
+
+// Elements 0 ... n-1 of contiguous memory, with logical indices e0, e0+1, ...
 void launch_masked(const MaskedCall& call, u64 n, u64 e0, cudaStream_t stream);
+
+void launch_masked_strided(const MaskedCall& call, const Layout& layout, cudaStream_t stream);
 
 }  // namespace everett

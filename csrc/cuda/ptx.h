@@ -9,6 +9,58 @@
 
 namespace everett {
 
+// ---- 16 bytes of global memory, at a multiple of 16 -----------------------------------------------------------------
+
+// An input that nobody reads again soon gives way to others in the caches.
+__device__ __forceinline__ uint4 load_streaming(const u8* at) { return __ldcs((const uint4*)at); }
+
+// An output is what the next op reads, so it may stay there.
+__device__ __forceinline__ void store_vector(u8* at, uint4 x) { *(uint4*)at = x; }
+
+// ---- shared memory ---------------------------------------------------------------------------------------------------
+
+// An address in shared memory: 32 bits, which XOR and offsets suit better than pointers.
+using Shared = u32;
+
+__device__ __forceinline__ Shared shared_address(const void* p) { return (Shared)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ void store_shared(Shared at, u32 x, u32 y, u32 z, u32 w) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+
+// 2, 4, 8 or 16 bytes.
+__device__ __forceinline__ u16 load_shared_half(Shared at) {
+  u16 x;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(at) : "memory");
+  return x;
+}
+template <int Words>
+__device__ __forceinline__ void load_shared(Shared at, u32 x[Words]) {
+  if constexpr (Words == 1) asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x[0]) : "r"(at) : "memory");
+  if constexpr (Words == 2)
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "r"(at) : "memory");
+  if constexpr (Words == 4)
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+// The same values, from where the compiler cannot trace them. What it can trace it computes again in each turn of a loop
+// rather than keep it in registers, even registers that the kernel has to spare. Takes 32 N bytes of the warp's scratch.
+template <int N>
+__device__ __forceinline__ void hide(u32 (&x)[N], Shared scratch, u32 lane) {
+  for (int i = 0; i < N; i++) asm volatile("st.volatile.shared.b32 [%0], %1;" ::"r"(scratch + 128 * i + 4 * lane), "r"(x[i]));
+  for (int i = 0; i < N; i++) asm volatile("ld.volatile.shared.b32 %0, [%1];" : "=r"(x[i]) : "r"(scratch + 128 * i + 4 * lane));
+}
+
+// Holds what is computed from x inside the branch where this stands: else the compiler computes it ahead of a loop around
+// the branch, or from turn to turn, and keeps it in registers for a branch that is rarely taken.
+__device__ __forceinline__ void compute_here(u64& x) { asm volatile("" : "+l"(x)); }
+__device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
+
+// ---- comparisons and conversions -------------------------------------------------------------------------------------
+
 // Each half of the result is all ones where the low 15 bits of that half of `draws` are at least those of `thresholds`,
 // else 0: two comparisons in one HSET2. As fp16 patterns without their sign, 15-bit numbers are in their order, and
 // ">= or unordered" takes the NaN patterns as the largest; so thresholds go up to 0x7C00, which is fp16's infinity.

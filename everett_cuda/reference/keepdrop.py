@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from everett_cuda.reference import stream
-from everett_cuda.reference.ieee import from_bf16, round_to
+from everett_cuda.reference.ieee import from_bf16, from_fp8, round_to
 
 ONE = 2**47  # P of p = 1
 
@@ -61,8 +61,8 @@ def dropout(x, record, p, e, dtype="float32", generator="chacha8", tag=stream.KE
     """Dropout of x at the logical indices e (same shape): kept values times c, dropped values +0 (Inf and NaN too).
 
     c = float32(1/(1 - P/2^47)); x*c in fp32, then rounded to nearest even to the dtype. fp64: c and product in fp64.
-    P = 0 copies x bit for bit. x and the result are uint16 patterns for dtype "bfloat16". The backward pass is the same
-    function of the gradient.
+    P = 0 copies x bit for bit. x and the result are uint16 patterns for dtype "bfloat16" and uint8 patterns for
+    "float8_e4m3fn" and "float8_e5m2". The backward pass is the same function of the gradient.
     """
     return masked(x, keep_mask(record, p, e, generator, tag, s), p, dtype)
 
@@ -118,6 +118,8 @@ def _working(x, dtype):
     """x in the type that the arithmetic is done in: fp64 for fp64, fp32 for all others."""
     if dtype == "bfloat16":
         return from_bf16(x)
+    if dtype.startswith("float8"):
+        return from_fp8(x, dtype)
     kind = {"float32": np.float32, "float64": np.float64, "float16": np.float16}[dtype]
     return np.asarray(x, kind).astype(np.float64 if dtype == "float64" else np.float32)
 

@@ -16,6 +16,7 @@ import pybind11
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+FOLDER = ROOT / "build" / "emulation"
 INCLUDES = [HERE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
 # Optimised for a short compilation. Fortified longjmp refuses to switch stacks.
 FLAGS = ["-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wall",
@@ -27,12 +28,6 @@ def compiler():
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def _inputs():
-    sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp"), HERE / "control.cpp"])
-    headers = sorted([*ROOT.glob("csrc/**/*.h"), *HERE.glob("**/*.h")])
-    return sources, headers
-
-
 def _digest(paths, *texts):
     h = hashlib.sha256(repr(texts).encode())
     for path in paths:
@@ -40,16 +35,15 @@ def _digest(paths, *texts):
     return h.hexdigest()[:20]
 
 
-def build():
-    """Path of the compiled module; compiles what has changed."""
-    sources, headers = _inputs()
+def build(name, sources):
+    """Path of a shared object of these sources; compiles what has changed since it, or they, were last compiled."""
+    headers = sorted([*ROOT.glob("csrc/**/*.h"), *HERE.glob("**/*.h")])
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     common = (version, FLAGS, sys.version, pybind11.__version__)
-    folder = ROOT / "build" / "emulation" / _digest([*sources, *headers], *common)
-    module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if module.exists():
-        return module
-    objects = ROOT / "build" / "emulation" / "objects"
+    library = FOLDER / _digest([*sources, *headers], *common) / name
+    if library.exists():
+        return library
+    objects = FOLDER / "objects"
     objects.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source):
@@ -63,16 +57,17 @@ def build():
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 2) as pool:
         linked = list(pool.map(compile_one, sources))
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = module.with_suffix(f".{os.getpid()}.tmp")
+    library.parent.mkdir(parents=True, exist_ok=True)
+    partial = library.with_suffix(f".{os.getpid()}.tmp")
     subprocess.run([compiler(), "-shared", "-o", partial, *linked], check=True)
-    partial.replace(module)
-    return module
+    partial.replace(library)
+    return library
 
 
 def load():
     """The emulated `_cuda` module. Its attribute `control` is a library of the functions of control.cpp."""
-    path = build()
+    sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp"), HERE / "control.cpp"])
+    path = build(f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}", sources)
     spec = importlib.util.spec_from_file_location("emulated._cuda", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -127,8 +127,8 @@ def test_a_change_of_source_is_refused_and_none_of_its_bytes_are_used(kernel):
     device = kernel.hwrng("mtk-rng", bytes_per_s=200_000.0)
     opened = Source.open("hwrng:")
     out = opened.take(3200, timeout_s=10)
-    device.state.seed = SEED + 50  # another source's bytes ...
-    kernel.set_current("virtio_rng.0")  # ... and its name
+    kernel.set_current("virtio_rng.0")  # another source's name ...
+    device.state.seed = SEED + 50  # ... and its bytes, also those of a read that had begun before
     more, error = take_until_end(opened)
     assert "current source is virtio_rng.0 now, not mtk-rng" in str(error)
     got, ours = cut(out + more), blocks(stream(SEED, START, 4 << 20))

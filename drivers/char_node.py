@@ -177,10 +177,13 @@ class NodeDriver(Driver):
             if self._closed.is_set() or self._fd is None:
                 raise self._gone()
             plan = self._plan
-            self._reader = _C.ReadAhead(
-                self._fd, slot_bytes=plan.slot_bytes, slots=plan.slots, first_read_bytes=plan.first_read_bytes,
-                checks=plan.checks, check_bytes=plan.check_bytes, check_s=plan.check_s, lock=plan.lock,
-            )  # fmt: skip
+            try:
+                self._reader = _C.ReadAhead(
+                    self._fd, slot_bytes=plan.slot_bytes, slots=plan.slots, first_read_bytes=plan.first_read_bytes,
+                    checks=plan.checks, check_bytes=plan.check_bytes, check_s=plan.check_s, lock=plan.lock,
+                )  # fmt: skip
+            except RuntimeError as error:  # no descriptor or no thread is to be had
+                raise SourceError(f"{self.name} cannot be read: {error}") from error
             return self._reader
 
     def _gone(self) -> DeviceLost:

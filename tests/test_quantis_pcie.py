@@ -1,6 +1,7 @@
 """quantis-pcie: the ioctl answers, look-alikes of the real kernel, pipes, and emulated cards in a preloaded process."""
 
 import os
+import resource
 import signal
 import tempfile
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from devices.kernel_double import KernelDouble, run_pytest, why_not
+from processes import in_forked_child
 from source_checks import blocks, cut, nothing_left, take_until_end, wait_until
 
 from everett_cuda.drivers import char_node, open_driver, quantis_ioctl
@@ -126,6 +128,17 @@ def test_a_pipe_is_read_by_request_until_its_writer_goes(tmp_path):
     got = cut(out + more)
     start = next(s for s in range(65536 + 1) if blocks(data[s : s + 80])[0] == got[0])
     assert got == blocks(data[start:])[: len(got)]
+
+
+def test_without_descriptors_the_error_names_the_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+
+    def child():
+        driver = open_driver(f"quantis-pcie:{tmp_path}/pipe?unproven=1")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        return driver.readinto(memoryview(bytearray(10)), 0.1)
+
+    assert "SourceError('unproven node" in (said := in_forked_child(child)) and "cannot be read: duplicating" in said
 
 
 # --- questions that hang ---

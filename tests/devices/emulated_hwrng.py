@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 import time
 
 import pytest
@@ -127,8 +128,8 @@ def test_a_change_of_source_is_refused_and_none_of_its_bytes_are_used(kernel):
     device = kernel.hwrng("mtk-rng", bytes_per_s=200_000.0)
     opened = Source.open("hwrng:")
     out = opened.take(3200, timeout_s=10)
-    device.state.seed = SEED + 50  # another source's bytes ...
-    kernel.set_current("virtio_rng.0")  # ... and its name
+    kernel.set_current("virtio_rng.0")  # another source's name ...
+    device.state.seed = SEED + 50  # ... and its bytes, also those of a read that had begun before
     more, error = take_until_end(opened)
     assert "current source is virtio_rng.0 now, not mtk-rng" in str(error)
     got, ours = cut(out + more), blocks(stream(SEED, START, 4 << 20))
@@ -137,6 +138,34 @@ def test_a_change_of_source_is_refused_and_none_of_its_bytes_are_used(kernel):
         opened.reopen()
     opened.close()
     assert opened.status().device["source at close"] == "virtio_rng.0"
+
+
+def test_bytes_that_come_while_another_source_is_current_are_destroyed(kernel):
+    device = kernel.hwrng("mtk-rng")
+    driver = open_driver("hwrng:")
+    read(driver, 64 * 512)
+    device.break_at(HANG, device.state.offset + 100_000)
+    read(driver, 90_000)
+    buffer, got, errors = bytearray(1 << 20), [], []
+
+    def reads():
+        try:
+            while True:  # what was read before the hang; then the one that waits for what comes after the change
+                got.append(driver.readinto(memoryview(buffer), 5.0))
+                buffer[:] = bytes(len(buffer))
+        except SourceError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=reads)
+    thread.start()
+    time.sleep(0.2)  # it waits inside a readinto
+    before = len(got)
+    kernel.set_current("virtio_rng.0")
+    device.state.fault = WELL
+    thread.join(5.0)
+    assert "virtio_rng.0 now, not mtk-rng" in str(errors)
+    assert len(got) == before and buffer == bytes(len(buffer))
+    driver.close()
 
 
 def test_a_source_that_is_taken_away_is_waited_for(kernel):

@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 import everett_cuda as ev
-from benchmarks import bench_dropout, bench_noise, bench_overhead, bench_ring, harness
+from benchmarks import bench_drivers, bench_dropout, bench_noise, bench_overhead, bench_ring, harness
 
-BENCHES = {"dropout": bench_dropout, "noise": bench_noise, "overhead": bench_overhead, "ring": bench_ring}
+BENCHES = {
+    "drivers": bench_drivers, "dropout": bench_dropout, "noise": bench_noise, "overhead": bench_overhead, "ring": bench_ring,
+}  # fmt: skip
 
 
 def _show(console: Console, name: str, rows: list[dict]) -> None:

@@ -8,11 +8,20 @@ from rich.console import Console
 from rich.table import Table
 
 import everett_cuda as ev
-from benchmarks import bench_drivers, bench_dropout, bench_fused, bench_noise, bench_overhead, bench_ring, harness
+from benchmarks import (
+    bench_dropout,
+    bench_fused,
+    bench_noise,
+    bench_overhead,
+    bench_quantis_pcie,
+    bench_quantis_usb,
+    bench_ring,
+    harness,
+)
 
 BENCHES = {
     "dropout": bench_dropout, "fused": bench_fused, "noise": bench_noise, "overhead": bench_overhead, "ring": bench_ring,
-    "drivers": bench_drivers,
+    "quantis_usb": bench_quantis_usb, "quantis_pcie": bench_quantis_pcie,
 }  # fmt: skip
 
 

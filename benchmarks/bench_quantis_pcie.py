@@ -1,13 +1,12 @@
-"""Drivers: raw bytes from a device's node through its driver, the health tests, the conditioner and into the ring, while
+"""quantis-pcie: raw bytes from a card's node through its driver, the health tests, the conditioner and into the ring, while
 the main thread spins in Python (the hard case: a thread that needs the GIL then waits 5 ms for it, each time).
 
-`quantis-pcie`: a pipe that another process fills as fast as it can (target: 200 MB/s), and emulated cards that make
-bytes at the rate of real ones and hold none back between reads (target: 95 % of their rate).
+A pipe that another process fills as fast as it can (target: 200 MB/s), and emulated cards that make bytes at the rate of
+real ones and hold none back between reads (target: 95 % of their rate).
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+from benchmarks.harness import quantile_row, spin
 from everett_cuda.source import Source
 
 WINDOW_S = 0.5
@@ -39,7 +39,7 @@ except BrokenPipeError:
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
 
 
-def _rates(uri: str, windows: int, spin: bool, window_s: float = WINDOW_S) -> list[float]:
+def _rates(uri: str, windows: int, spinning: bool, window_s: float = WINDOW_S) -> list[float]:
     """Raw bytes a second in each window, all of the ring's bits drawn without the GIL."""
     rates = []
     with Source.open(uri) as source:
@@ -48,9 +48,7 @@ def _rates(uri: str, windows: int, spin: bool, window_s: float = WINDOW_S) -> li
             consumer.start()
             time.sleep(0.1)  # the ring has been emptied by now
             before, start = source.status().raw_bytes_in, time.perf_counter()
-            while time.perf_counter() - start < window_s:
-                if not spin:
-                    time.sleep(0.01)
+            (spin if spinning else time.sleep)(window_s)
             if k:  # the first one warms up
                 rates.append((source.status().raw_bytes_in - before) / (time.perf_counter() - start))
             consumer.join()
@@ -61,25 +59,21 @@ def _rates(uri: str, windows: int, spin: bool, window_s: float = WINDOW_S) -> li
 
 
 def _row(case: str, unit: str, values: list[float]) -> dict:
-    values = sorted(values)
-    quantiles = {f"p{q}": round(values[round(q / 100 * (len(values) - 1))], 2) for q in (20, 80)}
-    middle = round(statistics.median(values), 2)
-    return {"bench": "drivers", "measure": "quantis-pcie", "case": case, "unit": unit, "repeats": len(values),
-            "p50": middle, **quantiles}  # fmt: skip
+    return quantile_row("quantis_pcie", "quantis-pcie", case, unit, values)
 
 
-def pcie_rows(quick: bool = False) -> list[dict]:
-    """quantis-pcie: a pipe at full speed, and emulated cards at their own rate where a C compiler is there."""
+def run(quick: bool = False) -> list[dict]:
+    """A pipe at full speed, and emulated cards at their own rate where a C compiler is there. quick: fewer windows."""
     windows = 3 if quick else WINDOWS
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/pipe"
         os.mkfifo(path)
-        for spin in (True, False):
+        for spinning in (True, False):
             with subprocess.Popen([sys.executable, "-c", _WRITER, path]):
                 time.sleep(2.0 if quick else 4.0)  # it makes its bytes, and waits for a reader
-                rates = _rates(f"quantis-pcie:{path}?unproven=1", windows, spin)
-            case = "pipe at full speed, raw in, main thread " + ("spins" if spin else "sleeps")
+                rates = _rates(f"quantis-pcie:{path}?unproven=1", windows, spinning)
+            case = "pipe at full speed, raw in, main thread " + ("spins" if spinning else "sleeps")
             rows.append(_row(case, "MB/s", [r / 1e6 for r in rates]))
     sys.path.insert(0, str(_TESTS))
     from devices.kernel_double import KernelDouble, why_not
@@ -89,7 +83,7 @@ def pcie_rows(quick: bool = False) -> list[dict]:
         return rows
     with tempfile.TemporaryDirectory() as folder:
         environment = KernelDouble(Path(folder)).environment()
-        command = [sys.executable, "-m", "benchmarks.bench_drivers", str(windows)]
+        command = [sys.executable, "-m", "benchmarks.bench_quantis_pcie", str(windows)]
         done = subprocess.run(command, env=environment, cwd=_TESTS.parent, capture_output=True, text=True, check=True)
     return rows + json.loads(done.stdout)
 
@@ -112,11 +106,6 @@ def _emulated(windows: int) -> list[dict]:
         values = [100 * r / rate for r in rates]
         rows.append(_row(f"emulated {name}, of its rate, main thread spins", "%", values))
     return rows
-
-
-def run(quick: bool = False) -> list[dict]:
-    """All rows; quick: fewer windows."""
-    return pcie_rows(quick)
 
 
 if __name__ == "__main__":

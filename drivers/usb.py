@@ -29,7 +29,6 @@ CONTROL_TIMEOUT_MS = 1000  # what the vendors' libraries wait
 _SPEEDS = {1: "low speed", 2: "full speed", 3: "high speed", 4: "super speed"}
 _GET_DESCRIPTOR, _STRING = 6, 3  # USB 2.0, tables 9-4 and 9-5
 
-
 _backends: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -244,7 +243,8 @@ class UsbDevice:
         """Who has the device: a kernel driver, the processes that can be seen, or that none can."""
         driver = self.kernel_driver()
         if driver:
-            return f"the kernel driver {driver} (unbind it: `echo {self.path}:1.0 > /sys/bus/usb/drivers/{driver}/unbind`)"
+            unbind = f"echo {self.path}:1.0 > /sys/bus/usb/drivers/{driver}/unbind"
+            return f"the kernel driver {driver} (unbind it: `{unbind}`)"
         others = holders(self.node, own=self._handle is not None)
         return in_words(others) or f"a process of another user (`sudo fuser -v {self.node}` names it)"
 

@@ -43,7 +43,7 @@ class _Stopped(TransportError):
 def reader(
     device: UsbDevice, endpoint: int, transfer_bytes: int, timeout_ms: int, discard_bytes: int
 ) -> "_NativeReader | _PythonReader":
-    """The reader for an open and claimed device. timeout_ms: how long one transfer may wait for its data, at least 1."""
+    """The reader for an open and claimed device. timeout_ms: how long a transfer may wait for its data, above 0."""
     kind = _PythonReader if device.native() is None else _NativeReader
     return kind(device, endpoint, transfer_bytes, timeout_ms, discard_bytes)
 

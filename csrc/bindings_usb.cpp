@@ -10,7 +10,7 @@ namespace py = pybind11;
 namespace everett {
 
 void bind_usb(py::module_& m) {
-  py::class_<UsbReader, std::shared_ptr<UsbReader>>(m, "UsbReader", "Reads a bulk endpoint ahead, in a thread of its own")
+  py::class_<UsbReader, std::shared_ptr<UsbReader>>(m, "UsbReader", "Reads a bulk endpoint ahead, in its own thread")
       .def(py::init([](uintptr_t bulk_transfer, uintptr_t handle, unsigned endpoint, size_t transfer_bytes,
                        unsigned timeout_ms, size_t discard_bytes, size_t ahead_bytes) {
              if (bulk_transfer == 0 || handle == 0) throw py::value_error("bulk_transfer and handle are addresses");
@@ -34,7 +34,7 @@ void bind_usb(py::module_& m) {
             py::buffer_info info = out.request(true);
             if (info.ndim != 1 || info.itemsize != 1 || info.strides[0] != 1)
               throw py::value_error("a contiguous buffer of bytes is needed");
-            if (!(timeout_s >= 0 && timeout_s < 1e6)) throw py::value_error("timeout_s is a time in seconds, at least 0");
+            if (!(timeout_s >= 0 && timeout_s < 1e6)) throw py::value_error("timeout_s is in seconds, at least 0");
             py::gil_scoped_release release;
             const UsbReader::Taken taken =
                 reader.take(static_cast<uint8_t*>(info.ptr), size_t(info.size), enough, timeout_s);

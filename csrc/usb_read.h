@@ -1,7 +1,7 @@
 // Reads a bulk endpoint ahead of Python: one thread, one transfer after the other, into a queue that Python empties.
 //
 // A Python thread waits up to 5 ms for the GIL whenever another one spins, several times a read. A device that makes a
-// packet of 512 bytes each millisecond and holds four of them loses data in that time; this thread does not need the GIL.
+// packet of 512 bytes each millisecond and holds four of them loses data in that time; this thread needs no GIL.
 // libusb is not linked: the address of its libusb_bulk_transfer comes from the library that pyusb has open.
 #pragma once
 
@@ -41,7 +41,7 @@ class UsbReader {
   // Waits until `enough` bytes are there, or timeout_s is over, then moves up to n of them to `out`. After a failed
   // transfer what waits in the queue is destroyed and every take gives its status: make a new reader.
   Taken take(uint8_t* out, size_t n, size_t enough, double timeout_s);
-  // Ends the thread; returns when it has left libusb, so that the device may be closed. May be called by several threads.
+  // Ends the thread; returns when it has left libusb, so that the device may be closed. Any thread may call it.
   void stop();
 
  private:

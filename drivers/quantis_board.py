@@ -35,7 +35,7 @@ class Board:
         kind, self.packet_bytes = ends.get((INTERFACE, ENDPOINT), (None, 0))
         # The vendor's library insists on the same.
         if device.configurations() != 1 or len(ends) != 1 or kind != _BULK or self.packet_bytes == 0:
-            raise SourceError(f"{device} has the ids of a Quantis USB and not its one endpoint (bulk 0x86); it is not used")
+            raise SourceError(f"{device} has the ids of a Quantis USB, not its one endpoint (bulk 0x86); it is not used")
         device.claim(CONFIGURATION, INTERFACE)
         self.version = self._number(_VERSION, 4, "board version")
         self.mask = self._number(_MASK, 1, "modules")
@@ -71,8 +71,8 @@ class Board:
         status = self.status()
         if status != self.mask:
             raise DeviceFault(
-                f"{self.device}: a module is disabled or has failed (status {status:#x}, modules {self.mask:#x}); unplug "
-                "the device and plug it in again",
+                f"{self.device}: a module is disabled or has failed (status {status:#x}, modules {self.mask:#x}); "
+                "unplug the device and plug it in again",
                 status,
                 self.mask,
             )

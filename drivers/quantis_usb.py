@@ -45,7 +45,7 @@ def parse_transfer(text: str) -> int | None:
 
 
 class QuantisUsbDriver(Driver):
-    """See the module. The device's output is raw; it counts as 4 bits of min-entropy a byte until somebody certifies it."""
+    """See the module. The device's output is raw, and counts as 4 bits of min-entropy a byte."""
 
     scheme = "quantis-usb"
     parameters = {"transfer": parse_transfer, "path": str}

@@ -9,6 +9,7 @@ which do not reach a container: there a shared one would never see a device that
 import ctypes
 import errno
 import os
+import weakref
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,18 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM}
 CONTROL_TIMEOUT_MS = 1000  # what the vendors' libraries wait
 _SPEEDS = {1: "low speed", 2: "full speed", 3: "high speed", 4: "super speed"}
 _GET_DESCRIPTOR, _STRING = 6, 3  # USB 2.0, tables 9-4 and 9-5
+
+_backends: weakref.WeakSet = weakref.WeakSet()
+
+
+def _leave_libusb_to_the_parent() -> None:
+    """In a forked child: pyusb would end libusb when the child exits, and with it the event thread of the parent, which
+    waits on a descriptor that both share."""
+    for backend in list(_backends):
+        backend._finalizer.detach()
+
+
+os.register_at_fork(after_in_child=_leave_libusb_to_the_parent)
 
 
 class _Context:
@@ -48,6 +61,7 @@ class _Context:
             self.backend = type(loaded)(loaded.lib) if self.own else loaded
         except USBError as error:
             raise SourceError(f"libusb finds no USB on this system: {error.strerror}") from error
+        _backends.update((loaded, self.backend))
         self.users = 0
 
     def leave(self) -> None:
@@ -306,7 +320,8 @@ class UsbDevice:
         """Who has the device: a kernel driver, the processes that can be seen, or that none can."""
         driver = self.kernel_driver()
         if driver:
-            return f"the kernel driver {driver} (unbind it: `echo {self.path}:1.0 > /sys/bus/usb/drivers/{driver}/unbind`)"
+            unbind = f"echo {self.path}:1.0 > /sys/bus/usb/drivers/{driver}/unbind"
+            return f"the kernel driver {driver} (unbind it: `{unbind}`)"
         others = holders(self.node, own=self._handle is not None)
         return in_words(others) or f"a process of another user (`sudo fuser -v {self.node}` names it)"
 

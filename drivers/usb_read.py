@@ -40,8 +40,10 @@ class _Stopped(TransportError):
     """The reader was stopped while it read, or belongs to the parent of this process."""
 
 
-def reader(device: UsbDevice, endpoint: int, transfer_bytes: int, timeout_ms: int, discard_bytes: int):
-    """The reader for an open and claimed device. timeout_ms: how long one transfer may wait for its data, at least 1."""
+def reader(
+    device: UsbDevice, endpoint: int, transfer_bytes: int, timeout_ms: int, discard_bytes: int
+) -> "_NativeReader | _PythonReader":
+    """The reader for an open and claimed device. timeout_ms: how long a transfer may wait for its data, above 0."""
     kind = _PythonReader if device.native() is None else _NativeReader
     return kind(device, endpoint, transfer_bytes, timeout_ms, discard_bytes)
 

@@ -187,6 +187,16 @@ def test_a_second_process_is_told_who_has_it_and_may_have_it_after_a_kill(device
     client.do("driver.close()")
 
 
+def test_a_kernel_driver_that_has_it_is_named(device, client):
+    device.tell("driver usbtest")
+    with pytest.raises(ClientError, match=r"in use by the kernel driver usbtest \(unbind it: `echo 1-1:1.0 > /sys/bus/usb/"):
+        client.do("open_driver('quantis-usb:')")
+    checks = client.ask(
+        "[(f.check, f.verdict) for f in driver_of(parse_uri('quantis-usb:')).examine(parse_uri('quantis-usb:'))]"
+    )
+    assert checks == [("cable", "ok"), ("permission", "ok"), ("kernel driver", "fail")]
+
+
 def test_missing_permission_names_the_rule(device, client):
     device.forbid()
     client.do("mine = os.geteuid()\nif mine == 0: os.seteuid(65534)")
@@ -201,9 +211,15 @@ def test_missing_permission_names_the_rule(device, client):
     assert device.served() == 0
 
 
-def test_a_forked_child_that_exits_does_not_disturb_its_parent(driver, client):
+@pytest.mark.parametrize("which", ["client", "system_client"])
+def test_a_forked_child_that_exits_does_not_disturb_its_parent(device, which, request):
+    client = request.getfixturevalue(which)
+    client.do("driver = open_driver('quantis-usb:')")
     before = client.ask("read(driver, 5000)")
     client.do("""
+def event_threads():
+    return sum(open(f"/proc/self/task/{t}/comm").read() == "libusb_event\\n" for t in os.listdir("/proc/self/task"))
+before = event_threads()
 child = os.fork()
 if child == 0:
     try:
@@ -215,16 +231,20 @@ if child == 0:
     except Exception as error:
         told = told and "in use by" in str(error)
     os.close(1); os.close(0)
-    import atexit, gc
+    import atexit, gc, signal
     driver = None
     gc.collect()
+    signal.alarm(10)  # a child that hangs is a failure
     atexit._run_exitfuncs()  # what sys.exit would run
     os._exit(7 if told else 8)
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 """)
     assert client.ask("status") == 7
+    client.do("time.sleep(0.1)")
+    assert client.ask("event_threads() == before == 1")
     after = client.ask("read(driver, 50_000)")
     assert before + after == seeded_bytes(7, DISCARDED, 55_000)
+    client.do("driver.close()")
 
 
 def test_open_and_close_leave_no_thread_and_no_file(device, client):

@@ -9,6 +9,7 @@
 //   speak              ends a silence
 //   status N / ais31 N / rate BYTES_PER_S (0: as fast as it is read) / packets 1 (one packet a transfer)
 //   stuck BYTES / biased BYTES: from there on all bytes are 0x55 / each bit is 1 with probability 1/8
+//   driver NAME        a kernel driver binds the interface, until it is unplugged
 //   served             answers "ok BYTES"
 //
 // Facts: ID Quantique's library 20.2.4, QUSB, linux/usbdevice_fs.h. Traps of umockdev 0.17: the hexadecimal of a node is
@@ -31,11 +32,13 @@ static const char* const kFaults[] = {"none", "short", "stall", "io", "silence",
 #define HUB_HEX "12010002090001406B1D0200020603020101" "0902190001010080" "00" "090400000109000000" "0705810304000C"
 #define CONFIG_HEX "0902190001010080" "4B" "0904000001FFFFFF00" "07058602000200"
 
+#define INTERFACE_PATH "/sys/devices/usb1/1-1/1-1:1.0"
+
 static GMutex lock;
 static UMockdevTestbed* bed;
 static UMockdevIoctlBase* handler;
 // Of the device.
-static int plugged, devnum = 1, halted, silent, status = 1, ais31, one_packet;
+static int plugged, devnum = 1, halted, silent, status = 1, ais31, one_packet, bound;
 static char syspath[64];
 static uint64_t seed, served, stuck_at = UINT64_MAX, biased_from = UINT64_MAX, fault_at;
 static enum fault fault;
@@ -59,6 +62,7 @@ static double now_s(void) {
 static void release(void) { g_clear_object(&claimed_by); }
 
 static gpointer remove_from_bed(gpointer unused) {
+  umockdev_testbed_remove_device(bed, INTERFACE_PATH);
   umockdev_testbed_uevent(bed, syspath, "remove");
   umockdev_testbed_remove_device(bed, syspath);
   return unused;
@@ -227,10 +231,10 @@ static int discard(UMockdevIoctlData* arg) {
   return EINVAL;
 }
 
-// Whether another process has the interface. umockdev emits no "client-vanished" for one that was killed.
+// Whether another process or a kernel driver has the interface. umockdev emits no "client-vanished" for one that was killed.
 static int claimed_by_other(UMockdevIoctlClient* client) {
   if (claimed_by && !umockdev_ioctl_client_get_connected(claimed_by)) release();
-  return claimed_by && claimed_by != client;
+  return bound || (claimed_by && claimed_by != client);
 }
 
 static int serve(UMockdevIoctlClient* client, unsigned long request) {
@@ -293,10 +297,11 @@ static const char* plug(const char* serial, uint64_t new_seed) {
            "A: idVendor=0aba\\n\nA: idProduct=0102\\n\nA: product=Quantis USB\\n\nA: serial=%s\\n\nH: descriptors=%s%s\n",
            devnum, DEVICE_HEX, CONFIG_HEX, node, devnum, devnum, serial, DEVICE_HEX, CONFIG_HEX);
   const char* wrong = add(text, node);
+  if (!wrong) wrong = add("P: /devices/usb1/1-1/1-1:1.0\nE: DEVTYPE=usb_interface\nE: SUBSYSTEM=usb\n", NULL);
   if (wrong) return wrong;
   g_mutex_lock(&lock);
   plugged = 1;
-  halted = silent = 0;
+  halted = silent = bound = 0;
   release();
   while (queued) forget(queued - 1);
   seed = new_seed;
@@ -322,6 +327,11 @@ static const char* obey(const char* line) {
       fault = (enum fault)kind, fault_at = number;
     else
       wrong = "unknown fault";
+  } else if (sscanf(line, "driver %63s", name) == 1) {
+    char target[128];
+    snprintf(target, sizeof target, "../../../../bus/usb/drivers/%s", name);
+    umockdev_testbed_set_attribute_link(bed, INTERFACE_PATH, "driver", target);
+    bound = 1;
   } else if (sscanf(line, "%63s %llu", word, &number) == 2) {
     if (!strcmp(word, "status")) status = (int)number;
     else if (!strcmp(word, "ais31")) ais31 = (int)number;

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 import everett_cuda as ev
 from benchmarks.harness import Case, check, rows
 from everett_cuda import _C, keys
-from everett_cuda.ops import _TYPES, STREAMS
+from everett_cuda.kernels import TYPES
+from everett_cuda.ops import STREAMS
 from everett_cuda.reference import keepdrop
 
 N = 1 << 24
@@ -26,7 +27,7 @@ def _check(x: torch.Tensor) -> None:
 
 def _into(record: bytes, x: torch.Tensor, y: torch.Tensor, stream: str, threads: int):
     """The kernel alone, into memory that is there already, as y.copy_(x) has it."""
-    type_, generator = _TYPES[x.dtype], STREAMS[stream]
+    type_, generator = TYPES[x.dtype], STREAMS[stream]
     return lambda: _C.dropout(record, generator, P, type_, x.data_ptr(), y.data_ptr(), x.numel(), 0, threads)
 
 

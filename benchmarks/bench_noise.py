@@ -6,7 +6,7 @@ import torch
 import everett_cuda as ev
 from benchmarks.harness import Case, check, rows
 from everett_cuda import _C, keys
-from everett_cuda.noise import _KINDS
+from everett_cuda.kernels import KINDS
 from everett_cuda.ops import STREAMS
 
 N = 1 << 24
@@ -14,7 +14,7 @@ N = 1 << 24
 
 def _fill(kind: str, record: bytes, out: torch.Tensor, stream: str):
     """The kernel alone, into memory that is there already, as torch's in-place fills have it."""
-    number, tag = _KINDS[kind]
+    number, tag = KINDS[kind]
     type_ = 4 if out.dtype == torch.int32 else 0
     one = (1,)
     return lambda: _C.fill(number, record, STREAMS[stream], tag, type_, 0, out.data_ptr(), (N,), one, one, one, 0, 0, 1)

@@ -51,7 +51,7 @@ void convert(const std::string& kind, const std::string& dtype, const py::buffer
   convert_words(c, t, (const u32*)w.ptr, n, o.ptr);
 }
 
-void bernoulli(const py::buffer& words, const py::buffer& p, const py::buffer& out) {
+void convert_bernoulli(const py::buffer& words, const py::buffer& p, const py::buffer& out) {
   const py::buffer_info w = flat(words, "words", 4, false), q = flat(p, "p", 8, false), o = flat(out, "out", 1, true);
   const u64 n = (u64)o.shape[0];
   if ((u64)q.shape[0] != n) throw py::value_error("p and out must have the same length");
@@ -81,7 +81,7 @@ void bind_convert(py::module_& m) {
   m.def("law_convert", &convert, py::arg("kind"), py::arg("dtype"), py::arg("words"), py::arg("out"),
         "Fills `out` (one-dimensional, contiguous; uint16 patterns for bfloat16) with the law's values of `words` "
         "(uint32, in keystream order). Raises ValueError for a wrong name, item size or too few words.");
-  m.def("law_bernoulli", &bernoulli, py::arg("words"), py::arg("p"), py::arg("out"),
+  m.def("law_bernoulli", &convert_bernoulli, py::arg("words"), py::arg("p"), py::arg("out"),
         "out[i] (one byte) = 64-bit draw i of `words` < round(p[i] * 2^64). p: float64 in [0, 1], else ValueError and "
         "nothing is written.");
 }

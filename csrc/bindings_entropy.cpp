@@ -126,6 +126,7 @@ void bind_ring(py::module_& m) {
       .def_property_readonly("capacity", &Ring::capacity)
       .def_property_readonly("locked", &Ring::locked)
       .def_property_readonly("forked", &Ring::forked)
+      .def_property_readonly("destructions", &Ring::destructions, "How often unread bytes were destroyed")
       .def_property_readonly("unread", [](const Ring& r) { return r.counts().unread; })
       .def_property_readonly("bytes_in", [](const Ring& r) { return r.counts().in; })
       .def_property_readonly("bytes_out", [](const Ring& r) { return r.counts().out; })

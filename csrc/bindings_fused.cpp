@@ -15,6 +15,12 @@ DType half_or_single(int type) {
   return t;
 }
 
+DType type_of_fused(int type) {
+  if (type < 0 || type > 6 || type == static_cast<int>(DType::f64) || type == static_cast<int>(DType::u32))
+    throw py::value_error("type is 0 fp32, 2 bf16, 3 fp16, 5 e4m3 or 6 e5m2");
+  return static_cast<DType>(type);
+}
+
 void fused_dropout(int op, py::bytes record, int generator, double p, int type, u64 x, u64 bias, u64 extra, u64 out,
                    i64 n, i64 columns, u64 e0, int threads) {
   if (op < 0 || op > 4) throw py::value_error("unknown fused op");
@@ -24,7 +30,7 @@ void fused_dropout(int op, py::bytes record, int generator, double p, int type, 
   if (takes_extra != (extra != 0)) throw py::value_error("this op takes a residual or gradient, or must not have one");
   FusedJob job{};
   job.fused = what;
-  job.type = half_or_single(type);
+  job.type = type_of_fused(type);
   job.generator = generator_named(generator);
   job.stream = stream_of(record, kTagKeep, 0);
   job.threshold = threshold_of(p);

@@ -27,6 +27,11 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
+void refuse(PyKeyring& k, Drawn drawn) {
+  k.on_refusal(name_of(drawn));
+  throw std::runtime_error(std::string("draw refused: ") + name_of(drawn));
+}
+
 py::bytes draw(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request) {
   Subkey record;
   draw_or_raise(k, nonce_address, request, record);
@@ -103,10 +108,7 @@ void draw_or_raise(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request, S
     py::gil_scoped_release nogil;
     drawn = k.draw_waiting(request, record, ticket, check_signals);
   }
-  if (!made_record(drawn)) {
-    k.on_refusal(name_of(drawn));
-    throw std::runtime_error(std::string("draw refused: ") + name_of(drawn));
-  }
+  if (!made_record(drawn)) refuse(k, drawn);
   last_draw = {drawn, ticket};
   if (drawn == Drawn::reused && !k.on_repeat.is_none()) k.on_repeat();
 }
@@ -124,11 +126,12 @@ void bind_key(py::module_& m) {
       .def_readwrite("on_repeat", &PyKeyring::on_repeat)
       .def(
           "draw",
-          [](PyKeyring& k, uintptr_t nonce_address, bool inference) {
-            KeyRequest r{{-1, 0, {}}, inference, {}};
+          [](PyKeyring& k, uintptr_t nonce_address, bool inference, int device) {
+            KeyRequest r{{device, 0, {}}, inference, {}};
             return draw(k, nonce_address, r);
           },
-          "Record (48 bytes) for the CPU's default generator, outside a backward.")
+          py::arg("nonce_address"), py::arg("inference"), py::arg("device") = -1,
+          "Record (48 bytes) for a device's default generator (-1: the CPU's), outside a backward.")
       .def(
           "draw_at",
           [](PyKeyring& k, uintptr_t nonce_address, int device, u32 generator, bool inference, bool in_backward,
@@ -139,6 +142,19 @@ void bind_key(py::module_& m) {
           py::arg("nonce_address"), py::arg("device"), py::arg("generator"), py::arg("inference"),
           py::arg("in_backward"), py::arg("grad_enabled"), py::arg("keep_graph"), py::arg("nested"), py::arg("node"),
           "Record (48 bytes) with every fact given; node = 2**64-1: none.")
+      .def(
+          "new_graph_key",
+          [](PyKeyring& k, uintptr_t out_address) {
+            if (out_address == 0) throw py::value_error("the key needs 32 bytes of memory");
+            u8* out = reinterpret_cast<u8*>(out_address);
+            Drawn drawn = k.new_graph_key(out);
+            if (drawn == Drawn::must_wait) {
+              py::gil_scoped_release nogil;
+              drawn = k.new_graph_key_waiting(out, check_signals);
+            }
+            if (!made_record(drawn)) refuse(k, drawn);
+          },
+          py::arg("out_address"), "Writes a key that nothing else has or gets (32 bytes) to an address.")
       .def("boundary", &PyKeyring::boundary, py::arg("sequence"))
       .def("boundary_ignored", &PyKeyring::boundary_ignored)
       .def(

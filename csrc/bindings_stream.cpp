@@ -89,6 +89,15 @@ void bind_stream(py::module_& m) {
         },
         "The general form: any layout, any shard of a larger logical tensor.");
 
+  m.def("keep_bits",
+        [](py::bytes record, int generator, double p, u64 out, i64 n, u64 e0, u32 s, int threads) {
+          MaskedJob job = masked_job(MaskedOp::dropout, record, generator, p, 0, s, 0, 0, out);
+          job.layout = flat(n, e0);
+          without_gil(n, [&] { run_keep_bits(job, threads); });
+        },
+        "Keep masks as packed bits: bit i%8 of byte i//8 is 1 where element i, with logical index e0 + i, is kept; the bits "
+        "of the last byte beyond n are 0.");
+
   m.def("fill",
         [](int kind, py::bytes record, int generator, u32 tag, int type, u64 p, u64 out, py::tuple size,
            py::tuple p_stride, py::tuple out_stride, py::tuple e_stride, u64 e0, u32 s, int threads) {

@@ -1,13 +1,10 @@
 // Words into values on the host: the law's conversions over whole arrays, for bits that were not made by a kernel
-// (direct quantum bits), and for tests. Words lie as in the keystream: a 64-bit draw is its low word, then its high one.
+// (direct quantum bits), and for tests.
 #pragma once
 
-#include "law/word.h"
+#include "law/direct.h"
 
 namespace everett {
-
-enum class Conversion : int { uniform = 0, uniform_open = 1, normal = 2, exponential = 3, gumbel = 4 };
-enum class ValueType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
 
 constexpr int bytes_of(ValueType t) { return t == ValueType::f64 ? 8 : t == ValueType::f32 ? 4 : 2; }
 

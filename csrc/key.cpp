@@ -33,33 +33,11 @@ Drawn refusal(Take t) {
   }
 }
 
-}  // namespace
+// Under inference a request always gets a new key and leaves no trace on the tape, which is what a graph's key needs.
+constexpr KeyRequest kNewKey{{-1, 0, {}}, true, {}};
 
-void stretched_key(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/stretch", key, out); }
-void key_commitment(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/commit", key, out); }
-
-Keyring::Keyring(Ring* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
-
-Drawn Keyring::draw(const KeyRequest& request, Subkey& out, u64& ticket) {
-  Offer nothing;
-  return draw(request, nothing, out, ticket);
-}
-
-Drawn Keyring::draw(const KeyRequest& request, Offer& offer, Subkey& out, u64& ticket) {
-  if (mark_.forked()) return Drawn::forked;  // before the mutex: the parent may have held it at the fork
-  u8 key[32];
-  Drawn drawn;
-  for (;;) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (choose(request, offer, key, drawn)) {
-        ticket = counters_.draws;
-        break;
-      }
-    }
-    // The ratchet's present key is in the offer. Should another thread turn the ratchet meanwhile, the loop repeats.
-    stretched_key(offer.key, offer.key);
-  }
+// The record of a key that was drawn; the key is wiped in any case.
+Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
   if (made_record(drawn)) {
     u32 key_words[8], nonce_words[4];  // little endian, as every target of this package is
     memcpy(key_words, key, 32);
@@ -69,6 +47,52 @@ Drawn Keyring::draw(const KeyRequest& request, Offer& offer, Subkey& out, u64& t
   }
   wipe(key, 32);
   return drawn;
+}
+
+}  // namespace
+
+void stretched_key(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/stretch", key, out); }
+void key_commitment(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/commit", key, out); }
+
+Keyring::Keyring(Ring* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
+
+Drawn Keyring::draw(const KeyRequest& request, Subkey& out, u64& ticket) {
+  Offer nothing;
+  u8 key[32];
+  return derived(request, take(request, nothing, key, ticket), key, out);
+}
+
+Drawn Keyring::draw_waiting(const KeyRequest& request, Subkey& out, u64& ticket,
+                            const std::function<void()>& between) {
+  u8 key[32];
+  return derived(request, take_waiting(request, key, ticket, between), key, out);
+}
+
+Drawn Keyring::new_graph_key(u8 out[32]) {
+  Offer nothing;
+  u64 ticket;
+  return take(kNewKey, nothing, out, ticket);
+}
+
+Drawn Keyring::new_graph_key_waiting(u8 out[32], const std::function<void()>& between) {
+  u64 ticket;
+  return take_waiting(kNewKey, out, ticket, between);
+}
+
+Drawn Keyring::take(const KeyRequest& request, Offer& offer, u8 key[32], u64& ticket) {
+  if (mark_.forked()) return Drawn::forked;  // before the mutex: the parent may have held it at the fork
+  Drawn drawn;
+  for (;;) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (choose(request, offer, key, drawn)) {
+        ticket = counters_.draws;
+        return drawn;
+      }
+    }
+    // The ratchet's present key is in the offer. Should another thread turn the ratchet meanwhile, the loop repeats.
+    stretched_key(offer.key, offer.key);
+  }
 }
 
 // False: hash offer.key by the ratchet and come again. Else `drawn` is decided, and all is counted and recorded.
@@ -168,14 +192,15 @@ void Keyring::count(Drawn drawn, bool unverified) {
   counters_.replayed += drawn == Drawn::replayed;
 }
 
-Drawn Keyring::draw_waiting(const KeyRequest& request, Subkey& out, u64& ticket,
+Drawn Keyring::take_waiting(const KeyRequest& request, u8 key[32], u64& ticket,
                             const std::function<void()>& between) {
   using Clock = std::chrono::steady_clock;
   auto begin = Clock::now();
   bool counted = false;
   for (;;) {
     // Each round looks afresh: a key that another thread took may have made stretching possible again.
-    Drawn drawn = draw(request, out, ticket);
+    Offer offer;
+    Drawn drawn = take(request, offer, key, ticket);
     if (drawn != Drawn::must_wait) return drawn;
     Ring* ring;
     double timeout_s;
@@ -188,11 +213,10 @@ Drawn Keyring::draw_waiting(const KeyRequest& request, Subkey& out, u64& ticket,
     counted = true;
     double left_s = timeout_s < 0 ? kSlice_s : timeout_s - std::chrono::duration<double>(Clock::now() - begin).count();
     if (left_s <= 0) return Drawn::starved;
-    Offer offer;
     Take taken = ring->take(offer.key, 32, std::min(left_s, kSlice_s));
     if (taken == Take::ok) {
       offer.kind = Offer::taken;
-      return draw(request, offer, out, ticket);
+      return take(request, offer, key, ticket);
     }
     // `closed` may only mean that the ring was replaced; the next round asks the present one.
     if (taken != Take::empty && taken != Take::closed) return refusal(taken);

@@ -1,5 +1,6 @@
 // Keys: 32 conditioned bytes each, drawn from the ring, given to draws by the rules of freshness and the tape,
-// stretched when the source is slow and the user allows it. Out comes the subkey record of a draw; no key ever leaves.
+// stretched when the source is slow and the user allows it. Out comes the subkey record of a draw. No key leaves, save
+// one made for the purpose: a CUDA graph derives its records on the GPU, from a key that was copied there.
 //
 // Stretching derives K' = SHA-256("everett/1/stretch\0" || K) from the last key, fresh or stretched, and overwrites it.
 // It bridges a gap: it goes on while the ring says `empty`, at most max_stretch times per fresh key, and never once no
@@ -79,6 +80,9 @@ class Keyring {
   Drawn draw(const KeyRequest& request, Subkey& out, u64& ticket);
   // Waits for a key by the policy; call without Python's GIL. `between` runs at least every 0.2 s and may throw.
   Drawn draw_waiting(const KeyRequest& request, Subkey& out, u64& ticket, const std::function<void()>& between);
+  // A key that no draw has had and none will get, by the policy, counted as one draw. Else as the two above.
+  Drawn new_graph_key(u8 out[32]);
+  Drawn new_graph_key_waiting(u8 out[32], const std::function<void()>& between);
 
   // A step boundary, on the thread whose next autograd node will have this sequence number.
   void boundary(u64 sequence);
@@ -110,7 +114,8 @@ class Keyring {
     StepKey step_keys[kStepKeys];
   };
 
-  Drawn draw(const KeyRequest& request, Offer& offer, Subkey& out, u64& ticket);
+  Drawn take(const KeyRequest& request, Offer& offer, u8 key[32], u64& ticket);
+  Drawn take_waiting(const KeyRequest& request, u8 key[32], u64& ticket, const std::function<void()>& between);
   bool choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn& drawn);
   bool new_key(Offer& offer, u8 key[32], Drawn& drawn);
   StepKey* find_step_key(const DrawName& name);

@@ -147,6 +147,7 @@ size_t Ring::destroy_unread() {
   size_t n;
   {
     std::lock_guard<std::mutex> lock(locks_->consumer);
+    destructions_++;  // first, and under the lock: bytes of a take that saw the old count are older than the alarm
     const uint64_t tail = tail_.load(), head = head_.load();
     n = size_t(head - tail);
     clear(tail, n);

@@ -50,6 +50,9 @@ class Ring {
   bool put(const uint8_t* data, size_t n);
   // Zeroes and drops all unread bytes (an alarm); returns how many there were.
   size_t destroy_unread();
+  // How often that happened, also with nothing unread. Who keeps bytes that were taken ahead, such as words on a GPU, must
+  // destroy them when this has changed since the take.
+  uint64_t destructions() const { return destructions_.load(); }
   // From now on takes answer `why` (for `ended` and `failed`: once the unread bytes do not suffice). Wakes everybody.
   void end(Take why);
   // An operator starts over after any end but `closed`: unread bytes are destroyed, counts go on. False when closed.
@@ -87,6 +90,7 @@ class Ring {
   alignas(64) std::atomic<uint64_t> head_{0};
   alignas(64) std::atomic<uint64_t> tail_{0};
   uint64_t destroyed_ = 0;  // under `consumer`
+  std::atomic<uint64_t> destructions_{0};
   std::atomic<Take> end_{Take::ok};
   std::atomic<int> readers_waiting_{0}, writers_waiting_{0};
   std::atomic<size_t> least_wanted_{SIZE_MAX};  // bytes; at most what any waiting reader wants

@@ -21,6 +21,9 @@ constexpr int bytes_of(DType t) {
 // out = keep ? in * scale + shift : dropped     (affine: alpha dropout)
 enum class MaskedOp : int { dropout = 0, dropout_add = 1, affine = 2 };
 
+// Keep masks can also be stored by themselves, a bit an element (the op keep_bits): bit i of the output, little endian
+// within its byte, is 1 where element i is kept.
+
 enum class Fill : int { words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5 };
 
 // Contiguous rows of `columns` elements: v = in + bias (one row of it, or null), and then

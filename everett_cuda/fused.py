@@ -7,10 +7,11 @@ functorch, tensor subclasses) the same decisions are applied step by step by `op
 import torch
 import torch.nn.functional as F
 
-from . import _C, keys, noise
+from . import noise
 from .errors import EverettError
+from .kernels import of_tensor
 from .nonce import in_plain_eager
-from .ops import _TYPES, _check_stream, _check_tensor, _checked_mask, _is_eager, _masked, _threads, dropout, dropout_add
+from .ops import _check_stream, _check_tensor, _checked_mask, _is_eager, _masked, dropout, dropout_add
 
 _BIAS_DROPOUT_ADD = 0
 _GELU = {"none": 1, "tanh": 2}
@@ -18,46 +19,33 @@ _BACKWARD = 2  # from a GELU's number to that of its backward
 _FP32_MATH = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _address(t: torch.Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _run(op, record, mask, x, bias, extra) -> torch.Tensor:
-    """The kernel on contiguous tensors; x: (..., columns), bias: (columns,) or None, extra: like x or None."""
-    y = torch.empty_like(x)
-    n = x.numel()
-    columns = x.shape[-1] if x.dim() else 1
-    _C.fused_dropout(
-        op, record, mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), _address(bias), _address(extra), y.data_ptr(), n,
-        columns, 0, _threads(n),
-    )  # fmt: skip
-    return y
-
-
 def _column_sum(grad: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return grad.reshape(-1, bias.shape[0]).sum(0)
 
 
+# Records are drawn before `apply`: inside it gradients are off, and a recomputation would pass for a hook's new draw.
+
+
 class _BiasDropoutAdd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, bias, residual, mask):
-        ctx.kept = keys.draw_record(), mask, bias
-        return _run(_BIAS_DROPOUT_ADD, ctx.kept[0], mask, x, bias, residual)
+    def forward(ctx, x, bias, residual, record, mask):
+        ctx.kept = record, mask, bias
+        return of_tensor(x).fused(_BIAS_DROPOUT_ADD, record, mask, x, bias, residual)
 
     @staticmethod
     def backward(ctx, grad):
         record, mask, bias = ctx.kept
         grad_x = _masked(grad, record, mask) if any(ctx.needs_input_grad[:2]) else None
         grad_bias = _column_sum(grad_x, bias) if ctx.needs_input_grad[1] else None
-        return grad_x if ctx.needs_input_grad[0] else None, grad_bias, grad, None
+        return grad_x if ctx.needs_input_grad[0] else None, grad_bias, grad, None, None
 
 
 class _BiasGeluDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, bias, mask, approximate):
-        ctx.kept = keys.draw_record(), mask, approximate
+    def forward(ctx, x, bias, record, mask, approximate):
+        ctx.kept = record, mask, approximate
         ctx.save_for_backward(x, bias)
-        return _run(_GELU[approximate], ctx.kept[0], mask, x, bias, None)
+        return of_tensor(x).fused(_GELU[approximate], record, mask, x, bias, None)
 
     @staticmethod
     def backward(ctx, grad):
@@ -66,9 +54,9 @@ class _BiasGeluDropout(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: by ops that can be differentiated again
             grad_x = _gelu_gradient(grad, record, mask, x if bias is None else x + bias, approximate)
         else:
-            grad_x = _run(_GELU[approximate] + _BACKWARD, record, mask, x, bias, grad.contiguous())
+            grad_x = of_tensor(x).fused(_GELU[approximate] + _BACKWARD, record, mask, x, bias, grad.contiguous())
         grad_bias = _column_sum(grad_x, bias) if ctx.needs_input_grad[1] else None
-        return grad_x if ctx.needs_input_grad[0] else None, grad_bias, None, None
+        return grad_x if ctx.needs_input_grad[0] else None, grad_bias, None, None, None
 
 
 def _gelu_gradient(grad, record, mask, v, approximate):
@@ -121,7 +109,7 @@ def bias_dropout_add(
     if not decides or not _fits(x, bias, residual):
         return dropout_add(x if bias is None else x + bias, residual, p, training, stream=stream)
     bias = None if bias is None else bias.contiguous()
-    return _BiasDropoutAdd.apply(x.contiguous(), bias, residual.contiguous(), mask)
+    return _BiasDropoutAdd.apply(x.contiguous(), bias, residual.contiguous(), of_tensor(x).draw(), mask)
 
 
 def bias_gelu_dropout(
@@ -148,20 +136,18 @@ def bias_gelu_dropout(
     decides = training and mask is not None and 0 < p < 1 and x.numel()
     if not decides or not _fits(x, bias):
         return dropout(F.gelu(x if bias is None else x + bias, approximate=approximate), p, training, stream=stream)
-    return _BiasGeluDropout.apply(x.contiguous(), None if bias is None else bias.contiguous(), mask, approximate)
+    bias = None if bias is None else bias.contiguous()
+    return _BiasGeluDropout.apply(x.contiguous(), bias, of_tensor(x).draw(), mask, approximate)
 
 
 class _AddNoise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, sigma, stream):
-        y = torch.empty_like(x)
-        n = x.numel()
-        _C.add_noise(keys.draw_record(), stream, _TYPES[x.dtype], sigma, x.data_ptr(), y.data_ptr(), n, 0, _threads(n))
-        return y
+    def forward(ctx, x, record, sigma, stream):
+        return of_tensor(x).add_noise(record, stream, sigma, x)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad, None, None
+        return grad, None, None, None
 
 
 def add_noise(x: torch.Tensor, sigma: float, *, stream: str = "chacha8") -> torch.Tensor:
@@ -178,20 +164,17 @@ def add_noise(x: torch.Tensor, sigma: float, *, stream: str = "chacha8") -> torc
         return x.clone()
     if not _fits(x):
         return x + sigma * noise.randn(x.shape, dtype=x.dtype, device=x.device, stream=stream)
-    return _AddNoise.apply(x.contiguous(), float(sigma), generator)
+    return _AddNoise.apply(x.contiguous(), of_tensor(x).draw(), float(sigma), generator)
 
 
 class _StochasticRound(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dtype, stream):
-        y = torch.empty_like(x, dtype=dtype)
-        n = x.numel()
-        _C.stochastic_round(keys.draw_record(), stream, _TYPES[dtype], x.data_ptr(), y.data_ptr(), n, 0, _threads(n))
-        return y
+    def forward(ctx, x, record, dtype, stream):
+        return of_tensor(x).stochastic_round(record, stream, x, dtype)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad.float(), None, None
+        return grad.float(), None, None, None
 
 
 def stochastic_round(x: torch.Tensor, dtype: torch.dtype, *, stream: str = "chacha8") -> torch.Tensor:
@@ -209,4 +192,6 @@ def stochastic_round(x: torch.Tensor, dtype: torch.dtype, *, stream: str = "chac
     _check_tensor(x)
     if not (in_plain_eager() and _is_eager(x)):
         raise EverettError("stochastic_round works on plain eager tensors, not under functorch, tracing or subclasses")
-    return _StochasticRound.apply(x.contiguous(), dtype, generator) if x.numel() else x.to(dtype)
+    if not x.numel():
+        return x.to(dtype)
+    return _StochasticRound.apply(x.contiguous(), of_tensor(x).draw(), dtype, generator)

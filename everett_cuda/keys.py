@@ -9,6 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -24,6 +25,7 @@ from .errors import (
     Starved,
 )
 from .nonce import (
+    CudaNonce,
     NonceBuffer,
     current_node,
     forward_grad_enabled,
@@ -32,7 +34,7 @@ from .nonce import (
     is_inference,
     is_nested_backward,
     keep_graph,
-    refuse_cuda,
+    refuse_device,
     sequence_nr,
 )
 
@@ -70,6 +72,31 @@ def draw_record() -> bytes:
     return _draw_in_backward(keyring, nonce.address)
 
 
+_cuda_nonce = CudaNonce()
+
+
+def draw_cuda_record(index: int, generator: torch.Generator) -> bytes:
+    """As `draw_record`, from the default generator of GPU `index`: the nonce is its seed and offset, the offset moves on
+    by 4. Equal states on two GPUs are two draws with two keys, but the index itself does not enter the record.
+
+    Not while a stream is captured; `graphs.GraphKey` makes the records there.
+    """
+    keyring = _keyring or _open_from_environment()
+    nonce = _cuda_nonce
+    nonce.fill(generator)
+    if graph_task_id() == -1:
+        return keyring.draw(nonce.address, is_inference(), index)
+    return _draw_in_backward(keyring, nonce.address, device=index)
+
+
+def draw_graph_key(address: int) -> None:
+    """Writes 32 bytes to `address`: a key that no other draw gets, for records that a CUDA graph derives on its GPU.
+
+    Fresh, or stretched by the policy, and counted as one draw. Waits and raises as `draw_record`.
+    """
+    (_keyring or _open_from_environment()).new_graph_key(address)
+
+
 _kernel = _C.draw_dropout
 
 
@@ -85,7 +112,8 @@ def draw_dropout(stream, p, type_, x, y, n, threads) -> bytes:
 
 
 def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> bytes:
-    """The subkey record of a nonce that was drawn as a tensor: int64, shape (2,), contiguous, on the CPU, real.
+    """The subkey record of a nonce that was drawn as a tensor: int64, shape (2,), contiguous, real. From a GPU it is
+    copied to the host, which waits for the GPU.
 
     The facts (the node being evaluated) are those of the calling thread now. grad_enabled: whether gradients were on
     where the op was called; None asks torch, which says no inside autograd.Function.forward. There give what the caller
@@ -96,18 +124,22 @@ def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> 
         raise TypeError(f"nonce: a plain torch.Tensor, got {type(nonce).__name__}; unwrap it inside the op")
     if nonce.dtype != torch.int64 or nonce.shape != (2,) or not nonce.is_contiguous():
         raise ValueError(f"nonce: int64, shape (2,), contiguous; got {nonce.dtype}, {tuple(nonce.shape)}")
-    refuse_cuda(nonce.device)
+    refuse_device(nonce.device)
+    device = _CPU if nonce.is_cpu else nonce.get_device()
     keyring = _keyring or _open_from_environment()
+    nonce = nonce.cpu()
     if graph_task_id() == -1:
-        return keyring.draw(nonce.data_ptr(), is_inference())
-    return _draw_in_backward(keyring, nonce.data_ptr(), grad_enabled)
+        return keyring.draw(nonce.data_ptr(), is_inference(), device)
+    return _draw_in_backward(keyring, nonce.data_ptr(), grad_enabled, device)
 
 
-def _draw_in_backward(keyring: "_C.Keyring", nonce_address: int, grad_enabled: bool | None = None) -> bytes:
+def _draw_in_backward(
+    keyring: "_C.Keyring", nonce_address: int, grad_enabled: bool | None = None, device: int = _CPU
+) -> bytes:
     node = current_node()
     return keyring.draw_at(
         nonce_address,
-        _CPU,
+        device,
         _DEFAULT_GENERATOR,
         inference=is_inference(),
         in_backward=True,
@@ -127,18 +159,45 @@ def step() -> None:
     Optimizers do this by themselves after each `step()`. Loops without one (inference, seed-replaying optimisers) call
     it. Ignored, and counted, inside a backward and while a CUDA graph is captured: an optimizer that runs inside the
     backward would otherwise end dozens of steps in one. Without an open source it does nothing.
+
+    CUDA graphs that draw get their new key here, in order with the work on the current stream: call it between replays,
+    on the stream that replays. Raises what a draw raises when there is no such key.
     """
+    _end_step(by_optimizer=False)
+
+
+def _after_optimizer_step(optimizer, args, kwargs) -> None:
+    _end_step(by_optimizer=True)
+
+
+def _end_step(by_optimizer: bool) -> None:
     keyring = _keyring
     if keyring is None:
         return
     if graph_task_id() != -1 or is_capturing():
         keyring.boundary_ignored()
-    else:
-        keyring.boundary(sequence_nr())
+        return
+    keyring.boundary(sequence_nr())
+    for follower in _followers:
+        follower.end_step(by_optimizer)
 
 
-def _after_optimizer_step(optimizer, args, kwargs) -> None:
-    step()
+class Follower(Protocol):
+    """What keeps secrets of its own on a GPU, and so must hear of steps and of the end."""
+
+    def end_step(self, by_optimizer: bool) -> None:
+        """A step ended, outside backwards and captures; by_optimizer: without the user's asking."""
+
+    def forget(self) -> None:
+        """The source was closed: secrets must go."""
+
+
+_followers: list[Follower] = []
+
+
+def follow(follower: Follower) -> None:
+    """From now on `follower` hears of every step's end and of the source's closing."""
+    _followers.append(follower)
 
 
 def set_freshness(freshness: str) -> None:
@@ -233,10 +292,13 @@ def attach(
 
 
 def detach() -> None:
-    """Forgets the ring, the keys and the tape (overwritten with zeros once no draw is running). ev.close does this."""
+    """Forgets the ring, the keys (also those on GPUs) and the tape; all is overwritten with zeros once no draw is
+    running. ev.close does this."""
     global _keyring, _explain
     with _lock:
         _keyring = _explain = None
+    for follower in _followers:
+        follower.forget()
 
 
 def _open_from_environment() -> "_C.Keyring":

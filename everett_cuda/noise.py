@@ -7,50 +7,22 @@ expanded: conditioned bits of the source go through the same formulas.
 
 import math
 import operator
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from . import _C, keys
+from . import kernels
 from .errors import EverettError
-from .nonce import in_plain_eager, nonce_tensor
-from .ops import _TYPES, _check_stream, _Mix, _record_bytes, _refuse_strange, _refuse_tracing, _threads
-
-_DTYPES = {**_TYPES, torch.int32: 4}
-# kind: (number in the kernel, purpose tag)
-_KINDS = {"words": (0, 8), "uniform": (1, 2), "normal": (2, 3), "exponential": (3, 4), "gumbel": (4, 4), "bernoulli": (5, 6)}
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.bfloat16: np.uint16, torch.float16: np.float16}
-
-
-class _Fill(NamedTuple):
-    kind: str
-    shape: tuple
-    dtype: torch.dtype
-    stream: int
-
-
-def _run(record: bytes, fill: _Fill, p: torch.Tensor | None) -> torch.Tensor:
-    out = torch.empty(fill.shape, dtype=fill.dtype)
-    n = out.numel()
-    if n == 0:
-        return out
-    kind, tag = _KINDS[fill.kind]
-    # Contiguous all through: one dimension, logical index = position.
-    size, one = (n,), (1,)
-    address = 0 if p is None else p.data_ptr()
-    _C.fill(
-        kind, record, fill.stream, tag, _DTYPES[fill.dtype], address, out.data_ptr(), size, one, one, one, 0, 0, _threads(n)
-    )
-    return out
+from .kernels import NOISE_TYPES, Fill
+from .nonce import in_plain_eager, is_capturing, nonce_tensor
+from .ops import _check_stream, _Mix, _refuse_strange, _refuse_tracing
 
 
 class _FillRecord(torch.autograd.Function):
     """A fill whose record is a tensor, so that functorch can batch it: each batch element then has its own noise."""
 
     @staticmethod
-    def forward(record, p, fill):
-        return _run(_record_bytes(record), fill, p)
+    def forward(record, p, fill, device):
+        return kernels.of_device(device).fill(record, fill, p)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -58,16 +30,17 @@ class _FillRecord(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None, None, None
+        return None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, record, p, fill):
-        record_dim, p_dim, _ = in_dims
+    def vmap(info, in_dims, record, p, fill, device):
+        record_dim, p_dim, _, _ = in_dims
         rows = [
             _FillRecord.apply(
                 record if record_dim is None else record.select(record_dim, i),
                 p if p is None or p_dim is None else p.select(p_dim, i).contiguous(),
                 fill,
+                device,
             )
             for i in range(info.batch_size)
         ]
@@ -85,57 +58,43 @@ def _shape(size) -> tuple:
     return size
 
 
-def _refuse_device(device: torch.device) -> None:
-    if device.type != "cpu":
-        raise EverettError(f"device: noise kernels of this build run on the CPU, got {device}. Draw there and move it.")
+def _device(device) -> torch.device:
+    return torch.get_default_device() if device is None else torch.device(device)
+
+
+def _refuse_another(device, p: torch.Tensor) -> None:
+    wanted = p.device if device is None else torch.device(device)
+    if wanted.type != p.device.type or wanted.index not in (None, p.device.index):
+        raise EverettError(f"p: is on {p.device}, and {wanted} was asked for. Move p there, or leave device out.")
 
 
 def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
-    if dtype not in _NUMPY and not (kind == "words" and dtype == torch.int32):
+    if dtype not in NOISE_TYPES and not (kind == "words" and dtype == torch.int32):
         raise TypeError(f"dtype: float32, float64, bfloat16 or float16, got {dtype}")
-    _refuse_device(torch.device(device) if device is not None else torch.get_default_device())
-    fill = _Fill(kind, size, dtype, _check_stream(stream))
+    device = _device(device)
+    runs = kernels.of_device(device)
+    fill = Fill(kind, size, dtype, _check_stream(stream))
     if freshness == "direct":
         if not in_plain_eager():
             raise EverettError('freshness="direct" works in plain eager code only, not under functorch or compilation')
-        return _direct(fill, p)
+        return runs.direct(fill, p)
     if freshness is not None:
         raise ValueError(f'freshness: None (the setting of ev.set_freshness) or "direct", got {freshness!r}')
     if not math.prod(size):
-        return torch.empty(size, dtype=dtype)
+        return torch.empty(size, dtype=dtype, device=device)
     if in_plain_eager():
-        return _run(keys.draw_record(), fill, p)
+        return runs.fill(runs.draw(), fill, p)
     _refuse_tracing()
-    return _FillRecord.apply(_Mix.apply(nonce_tensor("cpu"), torch.is_grad_enabled()), p, fill)
-
-
-def _direct(fill: _Fill, p: torch.Tensor | None) -> torch.Tensor:
-    from .session import current_source  # here, because session needs keys and the package needs noise
-
-    source, n = current_source(), math.prod(fill.shape)
-    if fill.kind == "bernoulli":
-        out = np.empty(n, np.uint8)
-        if n:
-            _C.law_bernoulli(source.direct_words(n).view(np.uint32), p.reshape(-1).numpy(), out)
-        return torch.from_numpy(out).to(fill.dtype).reshape(fill.shape)
-    if fill.kind == "words":
-        words = source.direct_words((n + 1) // 2).view(np.int32)[:n].copy()
-        return torch.from_numpy(words).reshape(fill.shape)
-    name = str(fill.dtype).removeprefix("torch.")
-    out = np.empty(n, _NUMPY[fill.dtype])
-    if n:
-        words = source.direct_words((_C.law_words(fill.kind, name, n) + 1) // 2).view(np.uint32)
-        _C.law_convert(fill.kind, name, words, out)
-    tensor = torch.from_numpy(out.view(np.int16) if fill.dtype == torch.bfloat16 else out)
-    return (tensor.view(torch.bfloat16) if fill.dtype == torch.bfloat16 else tensor).reshape(fill.shape)
+    return _FillRecord.apply(_Mix.apply(nonce_tensor(device), torch.is_grad_enabled()), p, fill, device)
 
 
 def rand(*size, dtype=None, device=None, stream="chacha8", freshness=None) -> torch.Tensor:
     """Uniforms in [0, 1): multiples of 2^-24 (fp32), 2^-53 (fp64), 2^-11 (fp16) or 2^-8 (bf16). Like torch.rand.
 
-    size: integers or one tuple. dtype: default torch's. stream: see `dropout`. freshness: None expands a key by the
-    process's setting; "direct" uses conditioned bits of the source themselves (32 or 64 a value).
+    size: integers or one tuple. dtype: default torch's. device: CPU or CUDA, default torch's. stream: see `dropout`.
+    freshness: None expands a key by the process's setting; "direct" uses conditioned bits of the source themselves (32 or
+    64 a value); a captured CUDA graph takes them at each replay, and gives NaN where `ev.step()` has not brought enough.
     Raises TypeError or ValueError for bad arguments, and the source's errors when there is no key.
     """
     return _make("uniform", _shape(size), dtype, device, stream, freshness)
@@ -169,8 +128,10 @@ def random_words(*size, device=None, stream="chacha8", freshness=None) -> torch.
 def bernoulli(p, *size, dtype=None, device=None, stream="chacha8", freshness=None) -> torch.Tensor:
     """1 with probability p, else 0, decided by a 64-bit draw: exactly round(p * 2^64) / 2^64.
 
-    p: a floating tensor of probabilities (the result has its shape, and its dtype unless given), or a number with
-    `size`. Raises ValueError for a p outside [0, 1] or NaN; else as `rand`.
+    p: a floating tensor of probabilities (the result has its shape, its device, and its dtype unless given), or a number
+    with `size`. Raises ValueError for a p outside [0, 1] or NaN (not under vmap or while a CUDA graph is captured: there
+    a p above 1 counts as 1, all else that is no probability as 0); else as `rand`. On a GPU the check of a tensor waits
+    for the GPU.
     """
     if isinstance(p, torch.Tensor):
         if size:
@@ -178,15 +139,18 @@ def bernoulli(p, *size, dtype=None, device=None, stream="chacha8", freshness=Non
         if not p.is_floating_point():
             raise TypeError(f"p: a floating tensor, got {p.dtype}")
         _refuse_strange(p, "p")
-        _refuse_device(p.device)
-        shape, dtype = tuple(p.shape), dtype or p.dtype
+        _refuse_another(device, p)
+        shape, dtype, device = tuple(p.shape), dtype or p.dtype, p.device
+        kernels.of_device(device)  # refuses what has no kernels
         p = p.detach().to(torch.float64).resolve_neg().contiguous()
+        # functorch cannot branch on data, nor can a capture: there the kernel's comparison is what limits p
+        valid = not in_plain_eager() or is_capturing() or bool(((p >= 0) & (p <= 1)).all())
     else:
         if not isinstance(p, (int, float)):
             raise TypeError(f"p: a number from 0 to 1 or a floating tensor, got {type(p).__name__}")
-        shape = _shape(size)
-        p = torch.full(shape, float(p), dtype=torch.float64)
-    # functorch cannot branch on data: inside vmap the kernel's comparison is what limits p
-    if in_plain_eager() and not bool(((p >= 0) & (p <= 1)).all()):
+        shape, device = _shape(size), _device(device)
+        valid = 0 <= p <= 1
+        p = torch.full(shape, float(p), dtype=torch.float64, device=device) if valid else None
+    if not valid:
         raise ValueError("p: probabilities must be from 0 to 1 and not NaN")
     return _make("bernoulli", shape, dtype, device, stream, freshness, p)

@@ -5,6 +5,7 @@ the books that torch, checkpoints and sharding frameworks keep of its state are 
 from private calls of torch; they are looked up here, once, and a torch without one fails the import by name.
 """
 
+import ctypes
 import sys
 import threading
 
@@ -53,14 +54,38 @@ class NonceBuffer(threading.local):
         self.address = buffer.data_ptr()
 
 
+_generators = threading.Lock()  # two autograd threads would read one offset
+
+
+class CudaNonce(threading.local):
+    """16 bytes of this thread for a nonce from a GPU's default generator: its seed and its offset."""
+
+    def __init__(self):
+        self._words = (ctypes.c_uint64 * 2)()
+        self.address = ctypes.addressof(self._words)
+
+    def fill(self, generator: torch.Generator) -> None:
+        """Reads (seed, offset) and moves the offset on by 4, the least that a torch op takes. No kernel runs.
+
+        Not while a stream is captured, where torch refuses to tell. `set_offset` makes the next cuDNN RNN with dropout
+        build its dropout state anew. The lock is ours: a random torch op in another thread, at this very moment, could
+        still be given the offset that is being replaced (its own mask, not ours, would repeat).
+        """
+        with _generators:
+            seed, offset = generator.initial_seed(), generator.get_offset()
+            generator.set_offset(offset + 4)
+        self._words[0], self._words[1] = seed, offset
+
+
 def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
     """A nonce as a tensor (int64, shape (2,)) from torch's generator of `device`, for functorch, dispatch modes and
     torch.compile: vmap's `randomness`, checkpoints' saved RNG states and fake tensors then hold by themselves.
 
-    Compiled code joins four draws of 32 bits: inductor's CPU randint has a 32-bit seed, and two 64-bit words drawn by
-    one call repeated 79 times in 768,000 nonces.
+    On a GPU these nonces are not the (seed, offset) of `CudaNonce`: the mask of a transformed call is another than that
+    of a plain one. Compiled code joins four draws of 32 bits: inductor's CPU randint has a 32-bit seed, and two 64-bit
+    words drawn by one call repeated 79 times in 768,000 nonces.
     """
-    refuse_cuda(torch.device(device))
+    refuse_device(torch.device(device))
     if is_compiling():
         quarters = [torch.randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
         return torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32)
@@ -90,11 +115,11 @@ def can_go_direct(x: torch.Tensor) -> bool:
     )
 
 
-def refuse_cuda(device: torch.device) -> None:
-    if device.type != "cpu":
+def refuse_device(device: torch.device) -> None:
+    if device.type not in ("cpu", "cuda"):
         raise EverettError(
-            f"keys: nonces come from the CPU's generator only, not from that of {device}. Draw on a CPU tensor and "
-            "move the result."
+            f"keys: nonces come from torch's generator of a CPU or an NVIDIA GPU, not from that of {device}. Draw on one "
+            "of these and move the result."
         )
 
 

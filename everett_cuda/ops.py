@@ -1,47 +1,26 @@
 """Dropout and noise for PyTorch, drawn from quantum-keyed streams.
 
 An op is a pure function of its inputs and a 48-byte subkey record (`keys.draw_record`), so the backward recomputes the
-mask and nothing else is kept. Plain eager CPU tensors go straight to the C++ kernel (through an autograd.Function where
-a gradient is asked for); under functorch, forward-mode AD and tensor subclasses the record is drawn as a tensor, which
-is what makes `vmap(randomness=...)` hold. `csrc/law/` states which bits decide what.
+mask and nothing else is kept. Plain eager tensors go straight to the kernel of their device (`kernels`; through an
+autograd.Function where a gradient is asked for); under functorch, forward-mode AD and tensor subclasses the record is
+drawn as a tensor, which is what makes `vmap(randomness=...)` hold. `csrc/law/` states which bits decide what.
 """
 
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 
-from . import _C, keys
+from . import kernels
 from .errors import EverettError
+from .kernels import Mask
 from .nonce import can_go_direct, dispatch_modes, graph_task_id, is_legacy_batchedtensor, nonce_tensor
 
 STREAMS = {"chacha8": 0, "chacha12": 1, "chacha20": 2, "philox": 3}
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_empty_like = torch.empty_like
 _NO_RECORD = bytes(48)  # p = 0 and p = 1 decide without a draw
-_SERIAL_BELOW = 32768  # elements; a second thread costs more than it gives
 _COPY_BELOW = 4096  # elements of a strided gradient (an expanded sum); describing its strides to C++ costs 10 us
-
-_DROPOUT, _DROPOUT_ADD, _AFFINE = 0, 1, 2
-
-
-class _Mask(NamedTuple):
-    """What an op does with its keep mask.
-
-    affine: (scale, shift, dropped) instead of 1/(1-p), 0, 0. batch: leading dimensions that share one mask (vmap).
-    mask_dims: how many of the dimensions after these have a decision of their own (the rest repeat it); None: all.
-    plain: none of these three is used (spared looking at each of them in every call).
-    """
-
-    p: float
-    stream: int
-    affine: tuple | None = None
-    batch: int = 0
-    mask_dims: int | None = None
-
-    plain: bool = False
+_of_tensor = kernels.of_tensor
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -65,88 +44,25 @@ def _check_stream(stream: str) -> int:
 def _check_tensor(x: torch.Tensor, name: str = "x") -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name}: a torch.Tensor, got {type(x).__name__}")
-    if x.dtype not in _TYPES:
+    if not (x.is_cpu or x.is_cuda or x.is_meta):
+        kernels.of_device(x.device)  # says what it takes instead
+    types = kernels.CPU.types if x.is_meta else _of_tensor(x).types
+    if x.dtype not in types:
+        known = [str(t).removeprefix("torch.") for t in types]
         raise TypeError(
-            f"{name}: dropout needs float32, float64, bfloat16 or float16, got {x.dtype}. Convert it first, e.g. "
+            f"{name}: dropout needs {', '.join(known[:-1])} or {known[-1]}, got {x.dtype}. Convert it first, e.g. "
             f"{name}.float()."
         )
-    if not (x.is_cpu or x.is_meta):
-        raise EverettError(f"{name}: kernels of this build run on the CPU, got a tensor on {x.device}. Move it with .cpu().")
 
 
 @functools.lru_cache(maxsize=1024)
-def _checked_mask(p: float, stream: str, affine=None, mask_dims=None) -> _Mask | None:
+def _checked_mask(p: float, stream: str, affine=None, mask_dims=None) -> Mask | None:
     """The mask of checked arguments; None where p is so small that nothing is dropped. Cached: a model asks for few."""
     generator, p = _check_stream(stream), _check_p(p)
-    return None if p < 2.0**-48 else _Mask(p, generator, affine, 0, mask_dims, affine is None and mask_dims is None)
+    return None if p < 2.0**-48 else Mask(p, generator, affine, 0, mask_dims, affine is None and mask_dims is None)
 
 
 # --- the kernel call --------------------------------------------------------------------------------------------------
-
-
-def _row_major(shape) -> list[int]:
-    strides, step = [], 1
-    for n in reversed(shape):
-        strides.append(step)
-        step *= n
-    return strides[::-1]
-
-
-def _logical_strides(shape, mask: _Mask) -> tuple[int, ...]:
-    """Strides of the logical index e: 0 where a dimension repeats the decision of another."""
-    own = tuple(shape[mask.batch :])
-    decided = len(own) if mask.mask_dims is None else mask.mask_dims
-    return (0,) * mask.batch + tuple(_row_major(own[:decided])) + (0,) * (len(own) - decided)
-
-
-def _threads(n: int) -> int:
-    return 1 if n < _SERIAL_BELOW else torch.get_num_threads()
-
-
-def _run(x: torch.Tensor, residual: torch.Tensor | None, record: bytes, mask: _Mask) -> torch.Tensor:
-    """The masked op on real CPU memory; every op and every backward ends here."""
-    y = torch.empty_like(x)
-    n = x.numel()
-    if n == 0:
-        return y
-    if mask.plain and x.is_contiguous() and (residual is None or residual.is_contiguous()):
-        threads = _threads(n)
-        if residual is None:
-            _C.dropout(record, mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, 0, threads)
-        else:
-            _C.dropout_add(
-                record, mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), residual.data_ptr(), y.data_ptr(), n, 0, threads
-            )
-        return y
-    dims = x.dim() or 1
-    _C.masked_strided(
-        _AFFINE if mask.affine is not None else _DROPOUT if residual is None else _DROPOUT_ADD,
-        record,
-        mask.stream,
-        mask.p,
-        _TYPES[x.dtype],
-        mask.affine or (0.0, 0.0, 0.0),
-        x.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
-        y.data_ptr(),
-        tuple(x.shape) or (1,),
-        x.stride() or (1,),
-        (0,) * dims if residual is None else residual.stride() or (1,),
-        y.stride() or (1,),
-        _logical_strides(x.shape, mask) or (1,),
-        0,
-        0,
-        _threads(n),
-    )
-    return y
-
-
-def _draw_and_run(x: torch.Tensor, mask: _Mask) -> tuple[torch.Tensor, bytes]:
-    """(result, record) of a plain mask on a contiguous x, outside a backward: draw and kernel in one call into C++."""
-    y = _empty_like(x)
-    n = x.numel()
-    threads = 1 if n < _SERIAL_BELOW else _threads(n)
-    return y, keys.draw_dropout(mask.stream, mask.p, _TYPES[x.dtype], x.data_ptr(), y.data_ptr(), n, threads)
 
 
 def _memory_of(t: torch.Tensor) -> torch.Tensor:
@@ -156,11 +72,7 @@ def _memory_of(t: torch.Tensor) -> torch.Tensor:
     return t.resolve_neg()
 
 
-def _record_bytes(record) -> bytes:
-    return record if type(record) is bytes else record.contiguous().numpy().tobytes()
-
-
-def _linear(mask: _Mask) -> _Mask:
+def _linear(mask: Mask) -> Mask:
     """The derivative's mask: the same decisions and scale, nothing added."""
     return mask if mask.affine is None else mask._replace(affine=(mask.affine[0], 0.0, 0.0))
 
@@ -172,7 +84,8 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(x, record, mask, residual):
         residual = None if residual is None else _memory_of(residual)
-        return _run(_memory_of(x), residual, _record_bytes(record), mask)
+        x = _memory_of(x)
+        return _of_tensor(x).masked(x, residual, record, mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -213,9 +126,9 @@ class _EagerMasked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mask, record=None, residual=None):
         if record is None:
-            y, record = _draw_and_run(x, mask)
+            y, record = _of_tensor(x).draw_and_drop(x, mask)
         else:
-            y = _run(x, residual, record, mask)
+            y = _of_tensor(x).masked(x, residual, record, mask)
         ctx.kept = record, mask, residual is not None
         return y
 
@@ -240,25 +153,30 @@ def _is_eager(x: torch.Tensor) -> bool:
     return can_go_direct(x) and forward_ad._current_level < 0
 
 
-def _eager(x, record: bytes, mask, residual):
+def _eager(x, record, mask, residual):
     if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
         return _eager_masked(x, mask, record) if residual is None else _eager_masked(x, mask, record, residual)
-    return _run(x, residual, record, mask)
+    return _of_tensor(x).masked(x, residual, record, mask)
 
 
 def _masked_in_old_vmap(grad, record, mask):
     """The linear masked op by torch's own ops, for autograd.grad(is_grads_batched=True): its vmap is older than
     functorch, calls no rule of a Function, and its tensors have no memory to show. Same values."""
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    scaled = _run(torch.ones(grad.shape, dtype=wide), None, _record_bytes(record), mask)
+    ones = torch.ones(grad.shape, dtype=wide, device=grad.device)
+    scaled = _of_tensor(ones).masked(ones, None, record, mask)
     return torch.where(scaled != 0, grad.to(wide) * scaled, 0.0).to(grad.dtype)
+
+
+# A record is bytes, or a tensor: on the GPU in a captured graph. `_is_eager` tells whether functorch may have batched it.
+_PLAIN_RECORDS = (bytes, torch.Tensor)
 
 
 def _masked(x, record, mask, residual=None):
     """The masked op under a given record, by the cheapest way that is right for x and the modes in force."""
     if is_legacy_batchedtensor(x):
         return _masked_in_old_vmap(x, record, mask)
-    if type(record) is bytes and _is_eager(x) and (residual is None or _is_eager(residual)):
+    if type(record) in _PLAIN_RECORDS and _is_eager(x) and (residual is None or _is_eager(residual)):
         return _eager(x, record, mask, residual)
     return _Masked.apply(x, record, mask, residual)
 
@@ -268,7 +186,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(nonce, grad_enabled):
-        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled)), dtype=torch.int32)
+        return _of_tensor(nonce).mix(nonce, grad_enabled)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -317,7 +235,7 @@ def _masked_draw(x, mask, residual=None):
     if mask.p == 1.0 or x.numel() == 0:
         return _masked(x, _NO_RECORD, mask, residual)
     if eager:
-        return _eager(x, keys.draw_record(), mask, residual)
+        return _eager(x, _of_tensor(x).draw(), mask, residual)
     return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled()), mask, residual)
 
 
@@ -345,17 +263,16 @@ def dropout(
         and mask is not None
         and p != 1
         and can_go_direct(x)
-        and x.dtype in _TYPES
-        and x.is_cpu
         and x.is_contiguous()
         and graph_task_id() == -1
         and forward_ad._current_level < 0
         and x.numel()
+        and x.dtype in (device := _of_tensor(x)).types
     ):
         return _plain_dropout(x, mask if training else None, inplace)
     if x.requires_grad and torch.is_grad_enabled():
         return _eager_masked(x, mask)
-    return _draw_and_run(x, mask)[0]
+    return device.draw_and_drop(x, mask)[0]
 
 
 def _plain_dropout(x, mask, inplace):

@@ -41,10 +41,10 @@ def close() -> None:
     """Closes the source and forgets its keys; bits that were not handed out are destroyed. Without one, does nothing."""
     global _source
     with _lock:
-        keys.detach()
         if _source is not None:
-            _source.close()
+            _source.close()  # first: a thread that waits for bits, and holds what `detach` needs, is woken by it
             _source = None
+        keys.detach()
 
 
 def current_source() -> Source:

@@ -234,7 +234,7 @@ class Source:
         (time-out), SourceExhausted, HealthAlarm, SourceError (closed, or broken) or ForkedError.
         """
         out = bytearray(n)
-        self._fill(memoryview(out), timeout_s)
+        self.take_into(memoryview(out), timeout_s)
         taken = bytes(out)
         out[:] = bytes(n)
         return taken
@@ -242,10 +242,11 @@ class Source:
     def direct_words(self, n: int, timeout_s: float | None = None) -> np.ndarray:
         """n direct (conditioned, unexpanded) 64-bit words; shape (n,), dtype uint64. Waits and raises as `take`."""
         words = np.empty(n, dtype=np.dtype("<u8"))
-        self._fill(memoryview(words.view(np.uint8)), timeout_s)
+        self.take_into(memoryview(words.view(np.uint8)), timeout_s)
         return words
 
-    def _fill(self, out: memoryview, timeout_s: float | None) -> None:
+    def take_into(self, out: memoryview, timeout_s: float | None = None) -> None:
+        """Fills a contiguous, writable buffer of bytes, or zeroes it. Waits and raises as `take`."""
         if timeout_s is not None and not timeout_s >= 0:
             raise ValueError(f"timeout_s must be None or at least 0, not {timeout_s}")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch  # brings the OpenMP runtime that the kernels' threads run on
-from test_kernels import DTYPES, GENERATORS, _record, isa  # noqa: F401  isa is a fixture
+from test_kernels import DTYPES as TYPES
+from test_kernels import GENERATORS, _record, isa  # noqa: F401  isa is a fixture
 from vectors.make_law_v1 import RECORDS
 
 from everett_cuda import _C
-from everett_cuda.reference import fit, fused, gelu, rounding
+from everett_cuda.reference import fit, fused, gelu, ieee, rounding
 
+DTYPES = {**TYPES, "float8_e4m3fn": 5, "float8_e5m2": 6}
 STORAGE = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
+FP8 = {"float8_e4m3fn": np.uint8, "float8_e5m2": np.uint8}
 # Around the ends of vectors, groups of decisions (128, 256, 512) and rows.
 SHAPES = [(1, 1), (3, 5), (2, 16), (5, 33), (4, 64), (3, 257), (2, 513)]
 
@@ -19,16 +22,16 @@ def _values(rng, shape, dtype, scale=2.0):
     flat = x.reshape(-1)
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-42, 3e38, -3e38, 13.99, -14.0, 11.0], np.float32)
     flat[: min(len(flat), len(special))] = special[: len(flat)]
-    if dtype == "bfloat16":
+    if dtype == "bfloat16" or dtype in FP8:
         return fused.round_to(x, dtype)
     with np.errstate(over="ignore"):
         return x.astype(STORAGE[dtype])
 
 
-def _same(got, wanted):
+def _same(got, wanted, dtype):
     """Equal bits, NaNs of any payload."""
     def wide(v):
-        return fused.keepdrop.from_bf16(v) if v.dtype == np.uint16 else v
+        return ieee.from_fp8(v, dtype) if dtype in FP8 else ieee.from_bf16(v) if dtype == "bfloat16" else v
 
     nan = np.isnan(wide(got)) & np.isnan(wide(wanted))
     return bool(((got.view(f"u{got.itemsize}") == wanted.view(f"u{wanted.itemsize}")) | nan).all())
@@ -38,7 +41,7 @@ def _address(a):
     return 0 if a is None else a.ctypes.data
 
 
-@pytest.mark.parametrize("dtype", STORAGE)
+@pytest.mark.parametrize("dtype", {**STORAGE, **FP8})
 @pytest.mark.parametrize("op", [0, 1, 2, 3, 4])
 def test_fused_dropout_equals_the_reference(isa, dtype, op):  # noqa: F811
     rng = np.random.default_rng(op)
@@ -62,7 +65,7 @@ def test_fused_dropout_equals_the_reference(isa, dtype, op):  # noqa: F811
             op, _record(which), GENERATORS[generator], p, DTYPES[dtype], _address(x), _address(bias), _address(extra),
             _address(got), x.size, shape[1], e0, 1,
         )  # fmt: skip
-        assert _same(got, wanted), (shape, p, e0, generator)
+        assert _same(got, wanted, dtype), (shape, p, e0, generator)
 
 
 @pytest.mark.parametrize("dtype", STORAGE)
@@ -73,7 +76,7 @@ def test_additive_noise_equals_the_reference(isa, dtype):  # noqa: F811
             x, got = _values(rng, n, dtype), np.full(n, 77, STORAGE[dtype])
             wanted = fused.add_noise(x, 0.37, RECORDS[1], np.arange(n, dtype=np.uint64) + np.uint64(e0), dtype)
             _C.add_noise(_record(1), 0, DTYPES[dtype], 0.37, _address(x), _address(got), n, e0, 1)
-            assert _same(got, wanted), (n, e0)
+            assert _same(got, wanted, dtype), (n, e0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

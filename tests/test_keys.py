@@ -1,5 +1,6 @@
 """Keys: the record of a draw, freshness, counts, size of the tape, devices, threads, forks, hashing by hashlib."""
 
+import ctypes
 import hashlib
 import os
 import re
@@ -58,6 +59,41 @@ def test_records_match_reference_in_ring_order(ring):
     assert got == [r.astype("<u4").tobytes() for r in reference_records(b"".join(supply), b"".join(nonces))]
     counters = keys.counters()
     assert (counters["draws"], counters["fresh"], ring.unread) == (n, n, 0)
+
+
+def test_a_graphs_key_is_the_rings_next_and_nobody_elses(ring):
+    ring.put(bytes(range(96)))
+    memory = (ctypes.c_uint8 * 32)()
+    keyring = keys._keyring
+    keyring.new_graph_key(ctypes.addressof(memory))
+    assert bytes(memory) == bytes(range(32))
+    torch.manual_seed(1)
+    assert keys.draw_record() == _C.derive_record(bytes(range(32, 64)), ctypes.string_at(keys._nonce.address, 16))
+    for freshness in ("step", "op"):  # a step's key is not for graphs, nor a graph's for the step
+        keys.set_freshness(freshness)
+        ring.put(os.urandom(64))
+        keys.draw_record()
+    keyring.new_graph_key(ctypes.addressof(memory))
+    assert keys.counters()["fresh"] == keys.counters()["draws"] == 5 and keys.counters()["tape_entries"] == 3
+
+
+def test_a_graphs_key_is_stretched_and_refused_by_the_policy(ring):
+    memory = (ctypes.c_uint8 * 32)(*[7] * 32)
+    address = ctypes.addressof(memory)
+    keys.configure(timeout_s=0)
+    with pytest.raises(Starved):
+        keys._keyring.new_graph_key(address)
+    assert bytes(memory) == bytes([7] * 32)
+    key = os.urandom(32)
+    ring.put(key)
+    keys._keyring.new_graph_key(address)
+    keys._keyring.new_graph_key(address)
+    assert bytes(memory) == _C.stretched_key(key)
+    ring.end(_C.Take.alarm)
+    with pytest.raises(HealthAlarm):
+        keys._keyring.new_graph_key(address)
+    with pytest.raises(ValueError, match="32 bytes of memory"):
+        keys._keyring.new_graph_key(0)
 
 
 def test_labels_keep_ratchet_and_commitment_apart():
@@ -461,6 +497,7 @@ threads = [threading.Thread(target=work) for _ in range(4)]
 [t.start() for t in threads]; [t.join() for t in threads]
 print(len(set(got)), keys.counters()["stretched"])
 # Another draw turns the ratchet while this one hashes: neither may be given the other's key.
+import ctypes
 import hashlib
 real, inner = hashlib.sha256, []
 def sha256(message):

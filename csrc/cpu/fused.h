@@ -69,6 +69,8 @@ static void fused_op(const FusedJob& job, i64 begin, i64 end) {
   switch (job.type) {
     case DType::bf16: return fused_rows<Op, Bf16>(job, begin, end);
     case DType::f16: return fused_rows<Op, Fp16>(job, begin, end);
+    case DType::f8e4m3: return fused_rows<Op, E4m3>(job, begin, end);
+    case DType::f8e5m2: return fused_rows<Op, E5m2>(job, begin, end);
     default: return fused_rows<Op, Fp32>(job, begin, end);
   }
 }

@@ -114,5 +114,8 @@ void run_fused(const FusedJob& job, int threads) {
 void run_perturb(const PerturbJob& job, int threads) {
   share<PerturbJob, &Kernels::perturb>(job, job.n, true, threads);
 }
+void run_keep_bits(const MaskedJob& job, int threads) {
+  share<MaskedJob, &Kernels::keep_bits>(job, (elements(job.layout) + 7) / 8, false, threads);
+}
 
 }  // namespace everett

@@ -57,19 +57,21 @@ void run_masked(const MaskedJob& job, int threads);
 void run_fill(const FillJob& job, int threads);
 void run_fused(const FusedJob& job, int threads);
 void run_perturb(const PerturbJob& job, int threads);
+void run_keep_bits(const MaskedJob& job, int threads);  // `out` takes a bit an element; only threshold and stream count
 
 // The instruction sets this CPU can run, best first, and the one in use ("avx512", "avx2", "portable").
 const char* instruction_set();
 bool use_instruction_set(const char* name);  // false: unknown, or this CPU lacks it
 int available_instruction_sets(const char* names[3]);
 
-// One instruction set's kernels: elements [begin, end) of a job, on the calling thread.
+// One instruction set's kernels: elements (keep_bits: bytes) [begin, end) of a job, on the calling thread.
 struct Kernels {
   const char* name;
   void (*masked)(const MaskedJob&, i64 begin, i64 end);
   void (*fill)(const FillJob&, i64 begin, i64 end);
   void (*fused)(const FusedJob&, i64 begin, i64 end);
   void (*perturb)(const PerturbJob&, i64 begin, i64 end);
+  void (*keep_bits)(const MaskedJob&, i64 begin, i64 end);
 };
 extern const Kernels kPortable;
 #if defined(__x86_64__)

@@ -2,9 +2,10 @@
 #define EVERETT_ISA 1
 #include "cpu/fill.h"
 #include "cpu/fused.h"
+#include "cpu/keep_bits.h"
 #include "cpu/masked.h"
 #include "cpu/perturb.h"
 
 namespace everett {
-const Kernels kAvx2 = {"avx2", masked, fill, fused, perturb};
+const Kernels kAvx2 = {"avx2", masked, fill, fused, perturb, keep_bits};
 }  // namespace everett

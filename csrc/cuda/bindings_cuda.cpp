@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings_layout.h"
+#include "cuda/bindings_record.h"
 #include "cuda/launch.h"
 #include "cuda/law_check.h"
 #include "cuda/masked.h"
@@ -11,6 +12,12 @@
 
 namespace py = pybind11;
 using namespace everett;
+
+namespace everett {
+void bind_pool(py::module_& m);
+void bind_fills(py::module_& m);
+void bind_fused_cuda(py::module_& m);
+}  // namespace everett
 
 namespace {
 
@@ -28,15 +35,6 @@ py::bytes law(int generator, const py::bytes& record, u32 tag, u32 s, double p, 
               reinterpret_cast<cudaStream_t>(stream));
   }
   return out;
-}
-
-// A record is 48 bytes, or the device address of 48 bytes.
-RecordSource record_source(const py::object& record) {
-  if (py::isinstance<py::bytes>(record)) return {record_from(record), nullptr};
-  const u64 address = record.cast<u64>();
-  if (address == 0 || address % alignof(Subkey) != 0)
-    throw py::value_error("a record's device address must be a multiple of 4, and not 0");
-  return {{}, reinterpret_cast<const Subkey*>(address)};
 }
 
 MaskedCall masked_call(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 in,
@@ -92,6 +90,7 @@ void subkeys(u64 key, u64 nonces, u64 out, u32 n, int device, u64 stream) {
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA side of everett_cuda: kernels on device memory.";
+  bind_pool(m);
   m.def("device_count", &device_count, "GPUs that this process can use; RuntimeError where the driver is too old.");
   m.def("law", &law, py::arg("generator"), py::arg("record"), py::arg("tag"), py::arg("s"), py::arg("p"), py::arg("what"),
         py::arg("first_block"), py::arg("blocks"), py::arg("stream") = 0,
@@ -107,4 +106,6 @@ PYBIND11_MODULE(_cuda, m) {
         "The general form: any layout (strides in elements), any shard of a larger logical tensor.");
   m.def("subkeys", &subkeys, py::arg("key"), py::arg("nonces"), py::arg("out"), py::arg("n"), py::arg("device"),
         py::arg("stream"), "n records of 48 bytes from a key of 32 bytes and n nonces of 16, all at device addresses.");
+  bind_fills(m);
+  bind_fused_cuda(m);
 }

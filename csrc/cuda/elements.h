@@ -136,6 +136,14 @@ __device__ __forceinline__ u32 masked_word(u32 word, u32 extra, u32 keep, const 
   return Op == MaskedOp::affine ? (y & keep) | (by.dropped & ~keep) : y;
 }
 
+// The mask of word i of 16 bytes of elements of at most 4 bytes, whose decisions are half-words in `halves`.
+template <class Type>
+__device__ __forceinline__ u32 keep_of_word(const u32 halves[kVector<Type> / 2], int i) {
+  if constexpr (sizeof(typename Type::Stored) == 4) return __byte_perm(halves[i / 2], 0, i % 2 ? 0x3232 : 0x1010);
+  if constexpr (sizeof(typename Type::Stored) == 2) return halves[i];
+  return __byte_perm(halves[2 * i], halves[2 * i + 1], 0x6420);
+}
+
 // 16 bytes of elements, whose decisions are half-words in `halves`.
 template <class Type, MaskedOp Op>
 __device__ __forceinline__ void masked_vector(u32 v[4], const u32 extra[4], const u32 halves[kVector<Type> / 2],
@@ -149,13 +157,7 @@ __device__ __forceinline__ void masked_vector(u32 v[4], const u32 extra[4], cons
       v[2 * i] = (u32)y, v[2 * i + 1] = (u32)(y >> 32);
     }
   } else {
-    for (int i = 0; i < 4; i++) {
-      u32 keep;
-      if constexpr (sizeof(typename Type::Stored) == 4) keep = __byte_perm(halves[i / 2], 0, i % 2 ? 0x3232 : 0x1010);
-      if constexpr (sizeof(typename Type::Stored) == 2) keep = halves[i];
-      if constexpr (sizeof(typename Type::Stored) == 1) keep = __byte_perm(halves[2 * i], halves[2 * i + 1], 0x6420);
-      v[i] = masked_word<Type, Op>(v[i], extra[i], keep, by);
-    }
+    for (int i = 0; i < 4; i++) v[i] = masked_word<Type, Op>(v[i], extra[i], keep_of_word<Type>(halves, i), by);
   }
 }
 

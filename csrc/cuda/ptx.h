@@ -14,8 +14,12 @@ namespace everett {
 // An input that nobody reads again soon gives way to others in the caches.
 __device__ __forceinline__ uint4 load_streaming(const u8* at) { return __ldcs((const uint4*)at); }
 
-// An output is what the next op reads, so it may stay there.
+// What other warps read too, as the bias of a row.
+__device__ __forceinline__ uint4 load_vector(const u8* at) { return __ldg((const uint4*)at); }
+
+// An output is what the next op reads, so it may stay there. (8 bytes at a multiple of 8.)
 __device__ __forceinline__ void store_vector(u8* at, uint4 x) { *(uint4*)at = x; }
+__device__ __forceinline__ void store_vector(u8* at, uint2 x) { *(uint2*)at = x; }
 
 // ---- shared memory ---------------------------------------------------------------------------------------------------
 

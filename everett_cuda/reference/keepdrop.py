@@ -57,6 +57,15 @@ def keep_mask(record, p, e, generator="chacha8", tag=stream.KEEP, s=0):
     return draw >= np.uint64(h.t) + (dither(record, e) < np.uint64(h.f)).astype(np.uint64)
 
 
+def keep_bits(record, p, e0, n, generator="chacha8", s=0):
+    """keep_mask of the logical indices e0 ... e0+n-1 as uint8 (ceil(n/8),): bit i%8 of byte i//8 is element i, 1 = kept.
+
+    The bits of the last byte beyond n are 0.
+    """
+    e = np.uint64(e0) + np.arange(n, dtype=np.uint64)
+    return np.packbits(keep_mask(record, p, e, generator, s=s), bitorder="little")
+
+
 def dropout(x, record, p, e, dtype="float32", generator="chacha8", tag=stream.KEEP, s=0):
     """Dropout of x at the logical indices e (same shape): kept values times c, dropped values +0 (Inf and NaN too).
 

@@ -73,4 +73,5 @@ def load():
     spec.loader.exec_module(module)
     module.control = ctypes.CDLL(str(path))
     module.control.emulation_last_launch_stream.restype = ctypes.c_uint64
+    module.control.emulation_error.restype = ctypes.c_char_p
     return module

@@ -1,14 +1,17 @@
-// Stands in for CUDA's cuda_runtime.h where g++ compiles csrc/cuda: the kernels run on the CPU, at once and in order, so
-// device memory is host memory and streams are names only. Two devices, so that a wrong one is noticed.
+// Stands in for CUDA's cuda_runtime.h where g++ compiles csrc/cuda: the kernels run on the CPU and device memory is host
+// memory. Work runs at once and in order, or as streams.h says. Two devices, so that a wrong one is noticed.
 #pragma once
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include <map>
 #include <string>
+#include <tuple>
 #include <type_traits>
 
+#include "streams.h"
 #include "warps.h"
 
 #define __global__ static
@@ -21,7 +24,7 @@
 
 // ---- vectors and instructions ---------------------------------------------------------------------------------------
 
-struct uint2 {
+struct alignas(8) uint2 {
   unsigned x, y;
 };
 struct alignas(16) uint4 {
@@ -29,6 +32,19 @@ struct alignas(16) uint4 {
 };
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+template <class T>
+T atomicAdd(T* p, T value) {
+  const T before = *p;
+  *p = before + value;
+  return before;
+}
+template <class T>
+T atomicCAS(T* p, T expected, T value) {
+  const T before = *p;
+  if (before == expected) *p = value;
+  return before;
+}
 
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t bytes = (uint64_t)b << 32 | a;
@@ -47,10 +63,13 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorLaunchFailure = 719,
+  cudaErrorNotReady = 600,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
-typedef struct CUstream_st* cudaStream_t;
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+constexpr unsigned cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1, cudaHostRegisterDefault = 0;
 
 namespace emulation {
 
@@ -61,8 +80,20 @@ struct State {
   int last_launch_device = -1;
   cudaStream_t last_launch_stream = nullptr;
   cudaError_t next_launch = cudaSuccess;  // what the next launch returns instead of running
+  std::map<std::string, cudaError_t> next;  // likewise for the next call of the function of this name
+  size_t pinned = 0;                       // pieces of memory that are registered
 };
 inline State state;
+
+inline cudaError_t failure(const char* function) {
+  const auto found = state.next.find(function);
+  if (found == state.next.end()) return cudaSuccess;
+  const cudaError_t error = found->second;
+  state.next.erase(found);
+  return error;
+}
+#define EMULATION_MAY_FAIL \
+  if (const cudaError_t error = emulation::failure(__func__)) return error
 
 }  // namespace emulation
 
@@ -97,6 +128,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device
   *value = 2 + device;
   return cudaSuccess;
 }
+struct cudaFuncAttributes {};
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel) {
+  return cudaSuccess;
+}
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
   *blocks = 1;
@@ -111,19 +147,89 @@ template <class T>
 cudaError_t cudaMallocAsync(T** p, size_t bytes, cudaStream_t stream) {
   return cudaMallocAsync((void**)p, bytes, stream);
 }
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
+  emulation::streams.add(stream, [p] { free(p); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void** p, size_t bytes) {
+  EMULATION_MAY_FAIL;
+  return cudaMallocAsync(p, bytes, nullptr);
+}
+inline cudaError_t cudaFree(void* p) {
+  emulation::streams.finish_all();
   free(p);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
-  memcpy(to, from, bytes);
+inline cudaError_t cudaHostRegister(void*, size_t, unsigned) {
+  EMULATION_MAY_FAIL;
+  emulation::state.pinned++;
   return cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t = nullptr) {
-  memset(to, byte, bytes);
+inline cudaError_t cudaHostUnregister(void*) {
+  emulation::state.pinned--;
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream = nullptr) {
+  EMULATION_MAY_FAIL;
+  emulation::streams.add(stream, [=] { memcpy(to, from, bytes); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t stream = nullptr) {
+  EMULATION_MAY_FAIL;
+  emulation::streams.add(stream, [=] { memset(to, byte, bytes); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemset(void* to, int byte, size_t bytes) { return cudaMemsetAsync(to, byte, bytes); }
+
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  static uintptr_t made = 0x1000;  // above the small numbers that tests take for streams of their own
+  *stream = reinterpret_cast<cudaStream_t>(made++);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  emulation::streams.finish(stream);
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() {
+  emulation::streams.finish_all();
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  emulation::streams.wait(stream, event);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id) {
+  *id = emulation::streams.capture_of(stream);
+  *status = *id ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  static thread_local cudaStreamCaptureMode now = cudaStreamCaptureModeGlobal;
+  std::swap(now, *mode);
+  return cudaSuccess;
+}
+
+// Events outlive their destruction, as in CUDA: work that is queued may still name them.
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  static std::deque<CUevent_st> events;
+  events.emplace_back();
+  *event = &events.back();
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  EMULATION_MAY_FAIL;
+  emulation::streams.record(stream, event);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return event->done >= event->recorded ? cudaSuccess : cudaErrorNotReady;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  emulation::streams.finish(event);
+  return cudaSuccess;
+}
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -144,6 +250,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (grid == 0 || grid > 0x7FFFFFFFu || threads == 0 || threads > emulation::kMaxThreads)
     return cudaErrorInvalidConfiguration;
   s.launches++, s.last_launch_device = s.device, s.last_launch_stream = config->stream;
-  emulation::blocks.run(grid, threads, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  emulation::streams.add(config->stream, [=, values = std::tuple<std::decay_t<Parameters>...>(arguments...)] {
+    emulation::blocks.run(grid, threads, [&] { std::apply(kernel, values); });
+  });
   return cudaSuccess;
 }

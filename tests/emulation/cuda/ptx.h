@@ -60,7 +60,9 @@ T* aligned(Address at) {
 }
 
 inline uint4 load_streaming(const u8* at) { return *aligned<const uint4>(at); }
+inline uint4 load_vector(const u8* at) { return *aligned<const uint4>(at); }
 inline void store_vector(u8* at, uint4 x) { *aligned<uint4>(at) = x; }
+inline void store_vector(u8* at, uint2 x) { *aligned<uint2>(at) = x; }
 
 using Shared = uintptr_t;
 

@@ -1,0 +1,47 @@
+// Python names and checks of fused dropout, additive noise and stochastic rounding on the GPU. Addresses are the device's.
+#include <pybind11/pybind11.h>
+
+#include "cuda/bindings_record.h"
+#include "cuda/fused.h"
+#include "cuda/launch.h"
+
+namespace py = pybind11;
+
+namespace everett {
+namespace {
+
+void fused_dropout(int op, const py::object& record, int generator, double p, int type, u64 x, u64 bias, u64 extra, u64 out,
+                   i64 n, i64 columns, u64 e0, int device, u64 stream) {
+  if (op < 0 || op > 4) throw py::value_error("op is 0 bias_dropout_add, 1 or 2 GELU (erf, tanh), 3 or 4 their backwards");
+  if (type < 0 || type > 6 || type == static_cast<int>(DType::u32))
+    throw py::value_error("type is 0 fp32, 2 bf16, 3 fp16, 5 e4m3 or 6 e5m2");
+  if (!(p >= 0 && p <= 1)) throw py::value_error("p must be from 0 to 1");
+  if (n < 0 || columns < 1 || n % columns != 0) throw py::value_error("n must be whole rows of `columns` elements");
+  FusedCall c{};
+  c.op = static_cast<FusedOp>(op);
+  const bool takes_extra = c.op != FusedOp::gelu_erf && c.op != FusedOp::gelu_tanh;
+  if (takes_extra != (extra != 0)) throw py::value_error("this op takes a residual or gradient, or must not have one");
+  c.type = static_cast<DType>(type);
+  c.generator = generator_named(generator);
+  c.record = record_source(record);
+  c.threshold = threshold_of(p);
+  c.in = reinterpret_cast<const void*>(x);
+  c.bias = reinterpret_cast<const void*>(bias);
+  c.extra = reinterpret_cast<const void*>(extra);
+  c.out = reinterpret_cast<void*>(out);
+  c.columns = (u64)columns;
+  DeviceGuard guard(device);
+  launch_fused(c, (u64)n, e0, reinterpret_cast<cudaStream_t>(stream));
+}
+
+}  // namespace
+
+void bind_fused_cuda(py::module_& m) {
+  m.def("fused_dropout", &fused_dropout, py::arg("op"), py::arg("record"), py::arg("generator"), py::arg("p"), py::arg("type"),
+        py::arg("x"), py::arg("bias"), py::arg("extra"), py::arg("out"), py::arg("n"), py::arg("columns"), py::arg("e0"),
+        py::arg("device"), py::arg("stream"),
+        "Contiguous rows. op: 0 bias_dropout_add, 1 GELU (erf), 2 GELU (tanh), 3 and 4 their backwards. bias and extra are "
+        "addresses or 0.");
+}
+
+}  // namespace everett

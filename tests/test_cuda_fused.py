@@ -44,7 +44,8 @@ def test_fused_ops_match_the_cpu(emulated, op, dtype):
         x, bias, extra = _inputs(dtype, *shape, i)
         bias, extra = (bias if i % 3 else None), (None if op in ("gelu", "gelu_tanh") else extra)
         expected = np.empty_like(x)
-        common = (OPS[op], _record(which), GENERATORS[generator], p, TYPES[dtype], _address(x), _address(bias), _address(extra))
+        common = (OPS[op], _record(which), GENERATORS[generator], p, TYPES[dtype], _address(x), _address(bias),
+                  _address(extra))  # fmt: skip
         _C.fused_dropout(*common, _address(expected), x.size, shape[1], e0, 1)
         out = Guarded(x.size, STORAGE[dtype], shift=i % 4 // 3)
         emulated.fused_dropout(*common, out.address, x.size, shape[1], e0, 0, 0)
@@ -66,8 +67,8 @@ def test_fused_ops_match_the_reference(emulated, op):
     else:
         expected, extra = fused.bias_gelu_dropout(x, bias, *common, approximate), None
     out = Guarded(4000, np.uint16)
-    emulated.fused_dropout(OPS[op], _record(0), 0, 0.3, 2, _address(x), _address(bias), _address(extra), out.address, 4000, 800,
-                           e0, 0, 0)  # fmt: skip
+    emulated.fused_dropout(OPS[op], _record(0), 0, 0.3, 2, _address(x), _address(bias), _address(extra), out.address, 4000,
+                           800, e0, 0, 0)  # fmt: skip
     assert same(out.values, expected.ravel(), "bfloat16")
 
 
@@ -76,7 +77,8 @@ def test_an_op_may_write_over_its_input(emulated):
     expected, inside = np.empty_like(x), x.copy()
     common = (0, _record(0), 0, 0.1, 0)
     _C.fused_dropout(*common, _address(x), _address(bias), _address(extra), _address(expected), x.size, 1024, 0, 1)
-    emulated.fused_dropout(*common, _address(inside), _address(bias), _address(extra), _address(inside), x.size, 1024, 0, 0, 0)
+    over = _address(inside)
+    emulated.fused_dropout(*common, over, _address(bias), _address(extra), over, x.size, 1024, 0, 0, 0)
     assert same(inside, expected, "float32")
 
 
@@ -84,8 +86,8 @@ def test_wrong_arguments_are_refused(emulated):
     good = dict(op=0, record=_record(0), generator=0, p=0.1, type=0, x=16, bias=0, extra=16, out=16, n=0, columns=3, e0=0,
                 device=0, stream=0)  # fmt: skip
     emulated.fused_dropout(**good)
-    for wrong in (dict(op=5), dict(op=-1), dict(type=1, n=3), dict(type=4), dict(type=7), dict(n=4), dict(n=-3), dict(columns=0),
-                  dict(extra=0), dict(op=1), dict(p=-0.1), dict(p=float("nan")), dict(generator=4), dict(record=b""),
+    for wrong in (dict(op=5), dict(op=-1), dict(type=1, n=3), dict(type=4), dict(type=7), dict(n=4), dict(n=-3),
+                  dict(columns=0), dict(extra=0), dict(op=1), dict(p=-0.1), dict(p=float("nan")), dict(generator=4), dict(record=b""),
                   dict(bias=16, columns=2**31)):  # fmt: skip
         with pytest.raises(ValueError):
             emulated.fused_dropout(**{**good, **wrong})

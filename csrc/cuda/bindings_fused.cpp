@@ -4,6 +4,7 @@
 #include "cuda/bindings_record.h"
 #include "cuda/fused.h"
 #include "cuda/launch.h"
+#include "cuda/perturb.h"
 
 namespace py = pybind11;
 
@@ -34,6 +35,21 @@ void fused_dropout(int op, const py::object& record, int generator, double p, in
   launch_fused(c, (u64)n, e0, reinterpret_cast<cudaStream_t>(stream));
 }
 
+void perturb(PerturbOp op, const py::object& record, int generator, int type, double sigma, u64 x, u64 out, i64 n, u64 e0,
+             int device, u64 stream) {
+  if (type < 0 || type > 6) throw py::value_error("type is 0 fp32, 2 bf16 or 3 fp16");
+  if (n < 0) throw py::value_error("n must not be negative");
+  const PerturbCall c{op,
+                      static_cast<DType>(type),
+                      generator_named(generator),
+                      record_source(record),
+                      static_cast<float>(sigma),
+                      reinterpret_cast<const void*>(x),
+                      reinterpret_cast<void*>(out)};
+  DeviceGuard guard(device);
+  launch_perturb(c, (u64)n, e0, reinterpret_cast<cudaStream_t>(stream));
+}
+
 }  // namespace
 
 void bind_fused_cuda(py::module_& m) {
@@ -42,6 +58,17 @@ void bind_fused_cuda(py::module_& m) {
         py::arg("device"), py::arg("stream"),
         "Contiguous rows. op: 0 bias_dropout_add, 1 GELU (erf), 2 GELU (tanh), 3 and 4 their backwards. bias and extra are "
         "addresses or 0.");
+  m.def("add_noise",
+        [](const py::object& record, int generator, int type, double sigma, u64 x, u64 out, i64 n, u64 e0, int device,
+           u64 stream) { perturb(PerturbOp::add_noise, record, generator, type, sigma, x, out, n, e0, device, stream); },
+        py::arg("record"), py::arg("generator"), py::arg("type"), py::arg("sigma"), py::arg("x"), py::arg("out"), py::arg("n"),
+        py::arg("e0"), py::arg("device"), py::arg("stream"), "x + sigma * normal, contiguous.");
+  m.def("stochastic_round",
+        [](const py::object& record, int generator, int type, u64 x, u64 out, i64 n, u64 e0, int device, u64 stream) {
+          perturb(PerturbOp::stochastic_round, record, generator, type, 0, x, out, n, e0, device, stream);
+        },
+        py::arg("record"), py::arg("generator"), py::arg("type"), py::arg("x"), py::arg("out"), py::arg("n"), py::arg("e0"),
+        py::arg("device"), py::arg("stream"), "fp32 to bf16 or fp16, contiguous.");
 }
 
 }  // namespace everett

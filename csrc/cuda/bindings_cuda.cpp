@@ -37,8 +37,8 @@ py::bytes law(int generator, const py::bytes& record, u32 tag, u32 s, double p, 
   return out;
 }
 
-MaskedCall masked_call(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 in,
-                       u64 extra, u64 out, u32 s) {
+MaskedCall masked_call(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine,
+                       u64 in, u64 extra, u64 out, u32 s) {
   if (op < 0 || op > 2) throw py::value_error("op is 0 dropout, 1 dropout_add or 2 affine");
   if (type < 0 || type > 6 || type == static_cast<int>(DType::u32))
     throw py::value_error("type is 0 fp32, 1 fp64, 2 bf16, 3 fp16, 5 e4m3 or 6 e5m2");
@@ -61,8 +61,8 @@ MaskedCall masked_call(int op, const py::object& record, int generator, double p
   return c;
 }
 
-void masked(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 x, u64 extra,
-            u64 out, i64 n, u64 e0, u32 s, int device, u64 stream) {
+void masked(int op, const py::object& record, int generator, double p, int type, const py::tuple& affine, u64 x,
+            u64 extra, u64 out, i64 n, u64 e0, u32 s, int device, u64 stream) {
   if (n < 0) throw py::value_error("n must not be negative");
   const MaskedCall call = masked_call(op, record, generator, p, type, affine, x, extra, out, s);
   DeviceGuard guard(device);
@@ -79,11 +79,12 @@ void masked_strided(int op, const py::object& record, int generator, double p, i
 }
 
 void subkeys(u64 key, u64 nonces, u64 out, u32 n, int device, u64 stream) {
-  if (n != 0 && (key == 0 || nonces == 0 || out == 0)) throw py::value_error("key, nonces and out must be device addresses");
+  if (n != 0 && (key == 0 || nonces == 0 || out == 0))
+    throw py::value_error("key, nonces and out must be device addresses");
   if ((key | nonces | out) % alignof(u32) != 0) throw py::value_error("key, nonces and out must be multiples of 4");
   DeviceGuard guard(device);
-  launch_subkeys(reinterpret_cast<const u32*>(key), reinterpret_cast<const u32*>(nonces), reinterpret_cast<Subkey*>(out), n,
-                 reinterpret_cast<cudaStream_t>(stream));
+  launch_subkeys(reinterpret_cast<const u32*>(key), reinterpret_cast<const u32*>(nonces),
+                 reinterpret_cast<Subkey*>(out), n, reinterpret_cast<cudaStream_t>(stream));
 }
 
 }  // namespace
@@ -98,7 +99,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("masked", &masked, py::arg("op"), py::arg("record"), py::arg("generator"), py::arg("p"), py::arg("type"),
         py::arg("affine"), py::arg("x"), py::arg("extra"), py::arg("out"), py::arg("n"), py::arg("e0"), py::arg("s"),
         py::arg("device"), py::arg("stream"),
-        "A masked op on n contiguous elements whose first has logical index e0. record: 48 bytes, or their device address.");
+        "A masked op on n contiguous elements, the first of logical index e0. record: 48 bytes, or their device address.");
   m.def("masked_strided", &masked_strided, py::arg("op"), py::arg("record"), py::arg("generator"), py::arg("p"),
         py::arg("type"), py::arg("affine"), py::arg("x"), py::arg("extra"), py::arg("out"), py::arg("size"),
         py::arg("x_strides"), py::arg("extra_strides"), py::arg("out_strides"), py::arg("e_strides"), py::arg("e0"),

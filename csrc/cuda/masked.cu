@@ -13,7 +13,7 @@
 namespace everett {
 namespace {
 
-// Four warps a block: with one tile a warp, 2^17 elements already fill the 32 warps of each of an H100's processors.
+// Four warps a block: 2^19 elements are 512 tiles, which four warps a block spread over 128 processors and eight over 64.
 constexpr int kThreads = 128, kWarps = kThreads / 32;
 
 template <class Type>
@@ -34,12 +34,12 @@ struct Parameters {
 template <class Type>
 constexpr int kBlocksPerProcessor = sizeof(typename Type::Stored) <= 2 ? 8 : sizeof(typename Type::Stored) == 4 ? 6 : 4;
 
-// Elements [first, last) of a tile, one at a time, 16 loads of a lane at once. `in` and so on are where the tile's element
-// 0 is, or would be.
+// Elements [first, last) of a tile, one at a time. `in` and so on are where the tile's element 0 is, or would be. A lane
+// has a batch of loads under way at once: one by one, a ragged end would wait for memory 32 times.
 template <class Type, MaskedOp Op>
 __device__ __forceinline__ void masked_by_element(const typename Type::Stored* in, const typename Type::Stored* extra,
-                                                  typename Type::Stored* out, const Factors<Type>& by, u32 first, u32 last,
-                                                  u32 lane, Shared tile) {
+                                                  typename Type::Stored* out, const Factors<Type>& by, u32 first,
+                                                  u32 last, u32 lane, Shared tile) {
   constexpr int kBatch = sizeof(typename Type::Stored) < 8 && Op != MaskedOp::dropout_add ? 16 : 8;
   const Shared vectors = tile_vectors<1>(tile, lane);
 #pragma unroll 1
@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<Type>) masked_ke
       u64 first_byte = at - lane * 16 - phase * sizeof(Stored);
       compute_here(first_byte);
       const u32 first = block - lane == p.e0 >> 5 ? phase : 0, last = left < kTile ? (u32)left : kTile;
-      masked_by_element<Type, Op>((const Stored*)((const u8*)p.in + first_byte), (const Stored*)((const u8*)p.extra + first_byte),
+      masked_by_element<Type, Op>((const Stored*)((const u8*)p.in + first_byte),
+                                  (const Stored*)((const u8*)p.extra + first_byte),
                                   (Stored*)((u8*)p.out + first_byte), p.by, first, last, lane, tile);
     }
     block += p.step_blocks, at += p.step_bytes;

@@ -122,8 +122,8 @@ void launch_one(const MaskedCall& c, const Layout& layout, cudaStream_t stream) 
                               (Stored*)c.out,
                               n,
                               layout};
-  launch("masked_strided_kernel", masked_strided_kernel<Type, E>, (unsigned)(blocks < resident ? blocks : resident), kThreads,
-         stream, p);
+  const unsigned grid = (unsigned)(blocks < resident ? blocks : resident);
+  launch("masked_strided_kernel", masked_strided_kernel<Type, E>, grid, kThreads, stream, p);
 }
 
 }  // namespace

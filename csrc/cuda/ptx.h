@@ -51,17 +51,17 @@ __device__ __forceinline__ void load_shared(Shared at, u32 x[Words]) {
 }
 
 // The same values, from where the compiler cannot trace them. What it can trace it computes again in each turn of a loop
-// rather than keep it in registers, even registers that the kernel has to spare. Takes 32 N bytes of the warp's scratch.
+// rather than keep it in registers, even registers that the kernel has to spare. `scratch`: 128 N bytes of the warp.
 template <int N>
 __device__ __forceinline__ void hide(u32 (&x)[N], Shared scratch, u32 lane) {
-  for (int i = 0; i < N; i++) asm volatile("st.volatile.shared.b32 [%0], %1;" ::"r"(scratch + 128 * i + 4 * lane), "r"(x[i]));
-  for (int i = 0; i < N; i++) asm volatile("ld.volatile.shared.b32 %0, [%1];" : "=r"(x[i]) : "r"(scratch + 128 * i + 4 * lane));
+  const Shared own = scratch + 4 * lane;
+  for (int i = 0; i < N; i++) asm volatile("st.volatile.shared.b32 [%0], %1;" ::"r"(own + 128 * i), "r"(x[i]));
+  for (int i = 0; i < N; i++) asm volatile("ld.volatile.shared.b32 %0, [%1];" : "=r"(x[i]) : "r"(own + 128 * i));
 }
 
 // Holds what is computed from x inside the branch where this stands: else the compiler computes it ahead of a loop around
 // the branch, or from turn to turn, and keeps it in registers for a branch that is rarely taken.
 __device__ __forceinline__ void compute_here(u64& x) { asm volatile("" : "+l"(x)); }
-__device__ __forceinline__ void compute_here(u32& x) { asm volatile("" : "+r"(x)); }
 
 // ---- comparisons and conversions -------------------------------------------------------------------------------------
 

@@ -37,9 +37,9 @@ __device__ __forceinline__ Shared tile_row(Shared tile, u32 lane) {
   return Wide ? piece_at(tile, lane / 2, lane % 2 * 2) : piece_at(tile, lane, 0);
 }
 
-// The masks of 32 blocks of 32 elements into the rows of the warp's tile, as half-words: all ones keep, 0 drop. `block` is
-// the number of the lane's block, whose masks fill row `lane`; `row` is its tile_row. Begins and ends with a barrier of
-// the warp.
+// The masks of 32 blocks of 32 elements into the rows of the warp's tile, as half-words: all ones keep, 0 drop. `block`
+// is the number of the lane's block, whose masks fill row `lane`; `row` is its tile_row. Begins and ends with a barrier
+// of the warp.
 template <Engine E, bool Wide>
 __device__ __forceinline__ void keep_tile(const Keystream<E>& t, const KeepRule& rule, u64 block, u32 lane, Shared row) {
   if constexpr (!Wide) {

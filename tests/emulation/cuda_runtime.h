@@ -238,7 +238,8 @@ struct cudaLaunchConfig_t {
 };
 
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
   static_assert((sizeof(std::decay_t<Parameters>) + ... + 0) <= 4096, "a kernel's parameters take at most 4096 bytes");
   emulation::State& s = emulation::state;
   if (s.next_launch != cudaSuccess) {

@@ -134,7 +134,8 @@ class Blocks {
           all &= other.state == State::at_warp_barrier && other.mask == mask;
       }
       for (unsigned k = 0; all && k < n; k++)
-        if (mask >> k & 1 && fibers_[first + k]->state == State::at_warp_barrier) fibers_[first + k]->state = State::ready;
+        if (mask >> k & 1 && fibers_[first + k]->state == State::at_warp_barrier)
+          fibers_[first + k]->state = State::ready;
     }
   }
 

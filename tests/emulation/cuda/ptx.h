@@ -10,7 +10,7 @@
 namespace everett {
 namespace ptx {
 
-// A format of `exponent` and `mantissa` bits as a table of its non-negative finite values, in the order of their patterns.
+// A format as a table of its non-negative finite values, in the order of their patterns.
 template <int kExponent, int kMantissa, bool kHasInf>
 struct Format {
   static constexpr int kSign = kExponent + kMantissa;

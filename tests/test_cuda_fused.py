@@ -87,8 +87,8 @@ def test_wrong_arguments_are_refused(emulated):
                 device=0, stream=0)  # fmt: skip
     emulated.fused_dropout(**good)
     for wrong in (dict(op=5), dict(op=-1), dict(type=1, n=3), dict(type=4), dict(type=7), dict(n=4), dict(n=-3),
-                  dict(columns=0), dict(extra=0), dict(op=1), dict(p=-0.1), dict(p=float("nan")), dict(generator=4), dict(record=b""),
-                  dict(bias=16, columns=2**31)):  # fmt: skip
+                  dict(columns=0), dict(extra=0), dict(op=1), dict(p=-0.1), dict(p=float("nan")), dict(generator=4),
+                  dict(record=b""), dict(bias=16, columns=2**31)):  # fmt: skip
         with pytest.raises(ValueError):
             emulated.fused_dropout(**{**good, **wrong})
     emulated.control.emulation_fail_next_launch(719)

@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from .comscire_models import IDS, PREFIX, model_of
 from .comscire_protocol import ANSWER_S, BAD_STATISTICS, SYNCHRONIZE_S, Generator
 from .contract import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
@@ -254,7 +254,7 @@ class ComScireDriver(Driver):
             device = named_device(uri, _generators(), cls.looks_for)
         except SourceError as error:
             step = "connect the device; `lsusb -d 0403:` must list it"
-            return [Finding("cable", "fail", str(error), step)]
+            return [Finding("cable", "fail", str(error), step, isinstance(error, DeviceNotFound))]
         try:
             return list(_findings(device, values.get("unlisted", False)))
         finally:

@@ -108,7 +108,7 @@ def driver_of(uri: SourceURI) -> type[Driver]:
 def open_driver(text: str) -> Driver:
     """Opens the driver that a URI names; `auto` is the first real local quantum device that can be opened.
 
-    Raises UnknownScheme, BadParameter, SourceExhausted (a recording with no bytes) or SourceError.
+    Raises UnknownScheme, BadParameter, DeviceNotFound, SourceExhausted (a recording with no bytes) or SourceError.
     """
     _refuse_beacon(str(text).partition(":")[0])  # before parsing: a scheme has no dot
     uri = parse_uri(text)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from . import hwrng
 from .char_node import NodeDriver, ReadPlan, answer_within, lock_node, open_node
 from .contract import Attached, Finding, MinEntropy
@@ -127,7 +127,7 @@ class ChaosKeyDriver(NodeDriver):
             key = _choose(uri)
         except SourceError as error:
             step = "`lsusb -d 1d50:60c6` must list it, and `modprobe chaoskey` serve it; a container needs /dev/chaoskey0"
-            return [Finding("device", "fail", str(error), step)]
+            return [Finding("device", "fail", str(error), step, isinstance(error, DeviceNotFound))]
         found = [Finding("device", "ok", f"{key.name} {key.serial or 'without serial number'} at {key.path}")]
         return found + hwrng.examine_node(key.path, _RULE)
 
@@ -153,5 +153,5 @@ def _choose(uri: SourceURI) -> Key:
     names = ", ".join(map(_uri, there)) or "none"
     if wanted:
         raise SourceError(f"{uri.text}: {len(wanted)} are there; name one of {names}")
-    raise SourceError(f"{uri.text}: there is no such ChaosKey (USB 1d50:60c6; there are: {names}); check the plug, and "
-                      "that the kernel module chaoskey is loaded")  # fmt: skip
+    raise DeviceNotFound(f"{uri.text}: there is no such ChaosKey (USB 1d50:60c6; there are: {names}); check the plug, and "
+                         "that the kernel module chaoskey is loaded")  # fmt: skip

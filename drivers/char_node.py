@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from .. import _C
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from .contract import DeviceLost, Driver, TransportError
 from .permission import holders, in_words, permission_hint
 
@@ -68,7 +68,8 @@ def open_node(path: str, scheme: str, rule: str, follow: bool = False) -> int:
             why = "it is a symbolic link, which could be made to point to anything; name the node itself"
         else:
             why = error.strerror
-        raise SourceError(f"{scheme}: cannot open {path}: {why}") from error
+        absent = error.errno == errno.ENOENT
+        raise (DeviceNotFound if absent else SourceError)(f"{scheme}: cannot open {path}: {why}") from error
     try:
         about = os.fstat(fd)
         if stat.S_ISREG(about.st_mode):

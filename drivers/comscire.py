@@ -16,20 +16,21 @@ tells the one from the other, so here they are `electronic`. Never seen on hardw
 import threading
 import time
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from .comscire_models import IDS, PREFIX, model_of
 from .comscire_protocol import ANSWER_S, BAD_STATISTICS, SYNCHRONIZE_S, Generator
 from .contract import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
-from .ftdi_pipe import FtdiPipe
 from .named_usb import close_all, named_device, usb_findings, usb_state, usb_uri
 from .permission import holders, in_words
 from .reconnection import try_until
 from .serial_port import ports
 from .uri import SourceURI, parse_count, parse_flag, parse_size
 from .usb import UsbDevice, find
+
+if TYPE_CHECKING:
+    from .ftdi_pipe import FtdiPipe
 
 _SMALLEST_TRANSFER, _LARGE_TRANSFER = 512, 65536  # of the vendor's library for slow and fast models (V)
 _LARGEST_TRANSFER = 1 << 19  # 1 MiB lost data for others (libusb issue 1286)
@@ -119,6 +120,8 @@ class ComScireDriver(Driver):
 
     def _connect(self, device: UsbDevice, limit_s: float) -> None:
         """Takes it from the kernel's serial driver, sets it up and brings it into step. The caller closes it on an error."""
+        from .ftdi_pipe import FtdiPipe  # with numpy and pyftdi, which looking for devices does without
+
         _take_from_kernel(device)
         pipe = FtdiPipe(device, self._transfer, self._values.get("latency", 20), synchronous=self._model.generation >= 4)
         generator = Generator(pipe, self._model.generation)
@@ -142,7 +145,7 @@ class ComScireDriver(Driver):
     def _begin_anew(self) -> None:
         """What came is dropped, and the stream will be stopped and started."""
         self._streaming = False
-        self._rest = np.empty(0, dtype=np.uint8)  # bytes that did not fit into the caller's buffer
+        self._rest = memoryview(b"")  # bytes that did not fit into the caller's buffer
 
     def _begin(self, generator: Generator, limit_s: float) -> None:
         """From any state to the stream's first usable byte. DeviceFault when its own statistics are bad."""
@@ -174,14 +177,14 @@ class ComScireDriver(Driver):
                     self._begin_anew()
                 if not self._streaming:
                     self._begin(generator, ANSWER_S + timeout_s)
-                return self._fill(generator.pipe, np.frombuffer(buffer, dtype=np.uint8), timeout_s)
+                return self._fill(generator.pipe, buffer, timeout_s)
             except SourceError as error:
                 self._begin_anew()
                 if self._closed.is_set():
                     raise self._gone() from error
                 raise
 
-    def _fill(self, pipe: FtdiPipe, buffer: np.ndarray, timeout_s: float) -> int:
+    def _fill(self, pipe: "FtdiPipe", buffer: memoryview, timeout_s: float) -> int:
         start = now = time.monotonic()
         at = 0
         while True:
@@ -191,7 +194,7 @@ class ComScireDriver(Driver):
             at += got
             if at == len(buffer) or now - start >= (_GATHER_S if at else timeout_s) or self._closed.is_set():
                 break
-            self._rest = pipe.read(max(pipe.latency_s, min(timeout_s, _GATHER_S)))
+            self._rest = memoryview(pipe.read(max(pipe.latency_s, min(timeout_s, _GATHER_S))))
             now = time.monotonic()
         if at:
             self._last_byte = now
@@ -254,7 +257,7 @@ class ComScireDriver(Driver):
             device = named_device(uri, _generators(), cls.looks_for)
         except SourceError as error:
             step = "connect the device; `lsusb -d 0403:` must list it"
-            return [Finding("cable", "fail", str(error), step)]
+            return [Finding("cable", "fail", str(error), step, isinstance(error, DeviceNotFound))]
         try:
             return list(_findings(device, values.get("unlisted", False)))
         finally:

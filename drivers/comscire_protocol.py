@@ -6,11 +6,12 @@ The bytes 0x00 and 0xFF must never be sent. Devices of generation 1 know start o
 """
 
 import time
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from .contract import TransportError
-from .ftdi_pipe import FtdiPipe
+
+if TYPE_CHECKING:
+    from .ftdi_pipe import FtdiPipe
 
 START, STOP, DELIMITER, STATUS, CLEAR_STATISTICS = b"\x96", b"\xe0", b"\x60", b"\xb0", b"\xc0"
 DELIMITER_BYTES, STATUS_BYTES = 6, 4
@@ -24,7 +25,7 @@ SYNCHRONIZE_S = 4.0
 class Generator:
     """The device behind a pipe. All methods raise TransportError when it is out of step, DeviceLost when it is gone."""
 
-    def __init__(self, pipe: FtdiPipe, generation: int):
+    def __init__(self, pipe: "FtdiPipe", generation: int):
         self.pipe = pipe
         self.answers = generation >= 2
         self._answer_s = ANSWER_S + 2 * pipe.latency_s  # a short answer waits in the chip for its latency timer
@@ -78,16 +79,16 @@ class Generator:
         """Lets its statistics, and what it says of them, begin anew; between streams only."""
         self.pipe.write(CLEAR_STATISTICS)
 
-    def start(self, rate_bytes_per_s: float) -> np.ndarray:
-        """Starts the stream and drops its first 256 bytes; returns those that came with them. shape (n,), uint8."""
+    def start(self, rate_bytes_per_s: float) -> memoryview:
+        """Starts the stream and drops its first 256 bytes; returns those that came with them."""
         self.pipe.write(START)
         limit_s = self._answer_s + 4 * START_DISCARD_BYTES / rate_bytes_per_s
-        got, deadline = [], time.monotonic() + limit_s
-        while sum(map(len, got)) < START_DISCARD_BYTES:
+        got, deadline = b"", time.monotonic() + limit_s
+        while len(got) < START_DISCARD_BYTES:
             if time.monotonic() >= deadline:
                 raise TransportError(f"the generator did not begin its stream within {limit_s:.2f} s")
-            got.append(self.pipe.read(self._answer_s))
-        return np.concatenate(got)[START_DISCARD_BYTES:]
+            got += self.pipe.read(self._answer_s).tobytes()
+        return memoryview(got)[START_DISCARD_BYTES:]
 
     def stop(self) -> None:
         """Asks it to stop, without waiting for it."""

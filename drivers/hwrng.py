@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BadParameter, SourceError
+from ..errors import BadParameter, DeviceNotFound, SourceError
 from .char_node import NodeDriver, ReadPlan, answer_within, lock_node, open_node
 from .contract import Attached, DeviceLost, Finding, Kind, MinEntropy
 from .permission import holders, in_words, permission_hint
@@ -186,7 +186,8 @@ class HwrngDriver(NodeDriver):
         now = sources()
         if now is None or not now.current:
             text = f"the kernel has no current source (available: {', '.join(now.available) if now else 'none'})"
-            return [Finding("source", "fail", text, "load the kernel module of your device; see rng_available in sysfs")]
+            step = "load the kernel module of your device; see rng_available in sysfs"
+            return [Finding("source", "fail", text, step, absent=True)]
         kind, what = origin(now.current)
         found = [Finding("source", "ok" if kind != "simulated" else "note", f"{now.current}: {what}")]
         if quantum and kind != "quantum":
@@ -203,7 +204,7 @@ def _usable() -> Sources:
     now = sources()
     if now is None or not now.current:
         available = ", ".join(now.available) if now else ""
-        raise SourceError(
+        raise DeviceNotFound(
             f"hwrng: the kernel has no hardware generator in use (available: {available or 'none'}); load the kernel module "
             "of your device, or pass one through to the virtual machine"
         )
@@ -229,7 +230,7 @@ def state(path: str) -> str:
 def examine_node(path: str, rule: str) -> list[Finding]:
     """Node, permission and other processes; rule: as in `permission_hint`."""
     if not os.path.exists(path):
-        return [Finding("node", "fail", f"{path} does not exist", "a container needs the node passed in")]
+        return [Finding("node", "fail", f"{path} does not exist", "a container needs the node passed in", absent=True)]
     found = [Finding("node", "ok", f"{path} is there")]
     if not os.access(path, os.R_OK):
         return [*found, Finding("permission", "fail", f"{path} may not be read by this user", permission_hint(rule))]

@@ -2,14 +2,15 @@
 
 import os
 
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from .contract import Finding
 from .serial_port import Port, ports
 from .uri import SourceURI
 
 
 def named_port(uri: SourceURI, found: list[Port], looks_for: str) -> Port:
-    """The port among `found` that `uri.rest` names; SourceError when it is not there or more than one could be meant.
+    """The port among `found` that `uri.rest` names; DeviceNotFound when it is not there, SourceError when more than
+    one could be meant.
 
     A path (it begins with /) may be any serial port: what the kernel says of it comes back, or a Port that says nothing.
     """
@@ -23,10 +24,10 @@ def named_port(uri: SourceURI, found: list[Port], looks_for: str) -> Port:
         same = [p for p in found if rest in (p.serial, p.device)]
         if not same:
             there = ", ".join(port_uri(uri.scheme, p) for p in found) or "none"
-            raise SourceError(f"{uri.text}: no such device is attached (there: {there}); it looks for {looks_for}")
+            raise DeviceNotFound(f"{uri.text}: no such device is attached (there: {there}); it looks for {looks_for}")
         return same[0]
     if not found:
-        raise SourceError(f"{uri.text}: no device was found; it looks for {looks_for}. Connect one, or name its port")
+        raise DeviceNotFound(f"{uri.text}: no device was found; it looks for {looks_for}. Connect one, or name its port")
     if len(found) > 1:
         there = " or ".join(port_uri(uri.scheme, p) for p in found)
         raise SourceError(f"{uri.text} could mean any of {len(found)} devices; name one: {there}")
@@ -44,7 +45,7 @@ def found_finding(uri: SourceURI, found: list[Port], looks_for: str) -> tuple[Po
         port = named_port(uri, found, looks_for)
     except SourceError as error:
         step = "check the cable and that `dmesg` shows a new tty (module cdc_acm); then name the port in the URI"
-        return None, Finding("device", "fail", str(error), step)
+        return None, Finding("device", "fail", str(error), step, isinstance(error, DeviceNotFound))
     about = " ".join(w for w in (port.product, port.serial and f"serial {port.serial}") if w)
     identity = f"{port.vid:04x}:{port.pid:04x}" if port.vid is not None and port.pid is not None else "no USB identity"
     return port, Finding("device", "ok", f"{port.device}: {about or 'says nothing of itself'} ({identity})")

@@ -2,7 +2,7 @@
 
 from urllib.parse import quote
 
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from .contract import Finding
 from .permission import holders, in_words
 from .uri import SourceURI
@@ -21,7 +21,8 @@ def close_all(devices: list[UsbDevice]) -> None:
 
 
 def named_device(uri: SourceURI, devices: list[UsbDevice], looks_for: str) -> UsbDevice:
-    """The one of `devices` that the URI names, closed; all others are given up. SourceError for none or several.
+    """The one of `devices` that the URI names, closed; all others are given up. DeviceNotFound for none, SourceError for
+    several.
 
     `uri.rest` is a serial number, the parameter `path` a place such as 1-2.3.
     """
@@ -34,7 +35,7 @@ def named_device(uri: SourceURI, devices: list[UsbDevice], looks_for: str) -> Us
         return wanted[0]
     if wanted:
         raise SourceError(f"{uri.text} could mean any of {len(wanted)} devices; name one: {choice}")
-    raise SourceError(
+    raise DeviceNotFound(
         f"{uri.text}: no such device is attached (there: {there}); it looks for {looks_for}. Check the cable; a container "
         "needs /dev/bus/usb, a virtual machine the device itself"
     )

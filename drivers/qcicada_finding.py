@@ -1,6 +1,6 @@
 """Which serial port is a QCicada's, and what the doctor finds between its cable and its bytes."""
 
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from . import serial_port
 from .contract import DeviceLost, Finding, TransportError
 from .named_port import found_finding, named_port
@@ -21,24 +21,25 @@ def named_ports() -> list[Port]:
 def connect(uri: SourceURI, looks_for: str) -> tuple[Port, Link, Info]:
     """Opens the device that a URI names by path, by the serial number of its USB chip or by its own, or the only one.
 
-    Raises SourceError: none or several are meant, the port cannot be opened, or another device answers.
+    Raises DeviceNotFound, or SourceError: several are meant, the port cannot be opened, or another device answers.
     """
     if not _names_its_own_serial(uri):
         port = named_port(uri, _candidates(uri), looks_for)
         return port, *identify(port.device)
-    answers = []
+    answers, missing = [], DeviceNotFound
     for port in named_ports():
         try:
             link, info = identify(port.device)
         except SourceError as error:
             answers.append(str(error))
+            missing = SourceError  # it may be the one behind this port
             continue
         if info.serial == uri.rest:
             return port, link, info
         serial_port.close_port(link.port)
         answers.append(f"{info.serial} is on {port.device}")
     there = "; ".join(answers) or "none is attached"
-    raise SourceError(f"{uri.text}: no device with this serial number answers ({there}); it looks for {looks_for}")
+    raise missing(f"{uri.text}: no device with this serial number answers ({there}); it looks for {looks_for}")
 
 
 def _candidates(uri: SourceURI) -> list[Port]:
@@ -96,7 +97,8 @@ def examine(uri: SourceURI, values: dict[str, object], looks_for: str) -> list[F
     try:
         port, link, info = connect(uri, looks_for)
     except SourceError as error:
-        return [*findings, Finding("answer", "fail", str(error), "name the port of a QCicada, and close what uses it")]
+        step = "name the port of a QCicada, and close what uses it"
+        return [*findings, Finding("answer", "fail", str(error), step, isinstance(error, DeviceNotFound))]
     try:
         findings += _ask(link, info, port, values)
     except TransportError as error:

@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from . import quantis_card
 from .char_node import lock_node
 from .contract import Finding
@@ -20,7 +20,7 @@ def findings(uri: SourceURI, unproven: bool, wanted_modules: int | None) -> Iter
     if not unproven:
         cards = quantis_card.pci_cards()
         if not cards:
-            yield Finding("card", "fail", "no Quantis card is on the PCI bus", no_card())
+            yield Finding("card", "fail", "no Quantis card is on the PCI bus", no_card(), absent=True)
             return
         yield Finding("card", "ok", ", ".join(f"{card.model.name} at PCI {card.address}" for card in cards))
         for card in cards:
@@ -36,10 +36,11 @@ def findings(uri: SourceURI, unproven: bool, wanted_modules: int | None) -> Iter
         path = path_of(uri)
         mode = os.lstat(path).st_mode
     except SourceError as error:
-        yield Finding("node", "fail", str(error), "name a card that is there")
+        yield Finding("node", "fail", str(error), "name a card that is there", isinstance(error, DeviceNotFound))
         return
     except OSError as error:
-        yield Finding("node", "fail", f"{path}: {error.strerror}", "see `ls -l /dev/qrandom*`; a container needs the node")
+        step = "see `ls -l /dev/qrandom*`; a container needs the node"
+        yield Finding("node", "fail", f"{path}: {error.strerror}", step, absent=True)
         return
     if not stat.S_ISCHR(mode) and not unproven:
         yield Finding("node", "fail", f"{path} is {_kind(mode)}, not a character device", "name the driver's own node")

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from . import quantis_card
 from .char_node import answer_within, lock_node, open_node
 from .contract import Attached, DeviceLost
@@ -126,7 +126,7 @@ def row(node: Node) -> Attached:
 
 
 def path_of(uri: SourceURI) -> str:
-    """The node that a URI names; SourceError when there is none, or more than one."""
+    """The node that a URI names; DeviceNotFound when there is none, SourceError when there are several."""
     rest = uri.rest
     if rest.startswith("/"):
         return rest
@@ -139,7 +139,7 @@ def path_of(uri: SourceURI) -> str:
     there = ", ".join(f"{about.uri} ({about.state})" for _, about in rows) or "none"
     if wanted:
         raise SourceError(f"{uri.text}: {len(wanted)} cards are there; name one of {there}")
-    raise SourceError(f"{uri.text}: there is no such Quantis card (there are: {there}). {no_card()}")
+    raise DeviceNotFound(f"{uri.text}: there is no such Quantis card (there are: {there}). {no_card()}")
 
 
 def no_card() -> str:

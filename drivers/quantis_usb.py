@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from usb.core import USBError
 
-from ..errors import BadParameter, SourceError
+from ..errors import BadParameter, DeviceNotFound, SourceError
 from .contract import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
 from .permission import holders, in_words
 from .quantis_board import ENDPOINT, IDS, MODULE_BYTES_PER_S, Board, findings
@@ -251,7 +251,8 @@ class QuantisUsbDriver(Driver):
         try:
             device = _choose(uri)
         except SourceError as error:
-            return [Finding("cable", "fail", str(error), "connect the device; `lsusb -d 0aba:0102` must list it")]
+            step = "connect the device; `lsusb -d 0aba:0102` must list it"
+            return [Finding("cable", "fail", str(error), step, isinstance(error, DeviceNotFound))]
         try:
             return list(findings(device))
         finally:
@@ -282,7 +283,7 @@ def _state(device: UsbDevice) -> str:
 
 
 def _choose(uri: SourceURI) -> UsbDevice:
-    """The one device that the URI names, closed; SourceError when there is none, or more than one."""
+    """The one device that the URI names, closed; DeviceNotFound when there is none, SourceError for several."""
     path = uri.given.get("path", "")
     devices = find(IDS)
     wanted = [d for d in devices if uri.rest in ("", d.serial) and path in ("", d.path)]
@@ -292,7 +293,7 @@ def _choose(uri: SourceURI) -> UsbDevice:
     if wanted:
         raise SourceError(f"{uri.text}: {len(wanted)} are attached; name one of {', '.join(map(_uri, wanted))}")
     others = ", ".join(map(_uri, devices)) or "none"
-    raise SourceError(
+    raise DeviceNotFound(
         f"{uri.text}: no such Quantis USB is attached (USB id 0aba:0102; attached: {others}). Check the cable; a "
         "container needs /dev/bus/usb, a virtual machine the device itself"
     )

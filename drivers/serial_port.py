@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import SourceError
+from ..errors import DeviceNotFound, SourceError
 from . import permission
 from .contract import DeviceLost, Finding, TransportError, require
 from .permission import holders, in_words
@@ -99,7 +99,8 @@ def open_port(device: str, baudrate: int, timeout_s: float) -> "serial.Serial":
             raise SourceError(f"{device} is not a serial port (no character device); name one such as /dev/ttyUSB0")
         port = serial.Serial(device, baudrate, timeout=timeout_s, write_timeout=timeout_s, exclusive=True)
     except (OSError, termios.error) as error:
-        raise SourceError(_why_not_opened(device, error)) from error
+        absent = isinstance(error, OSError) and error.errno == errno.ENOENT
+        raise (DeviceNotFound if absent else SourceError)(_why_not_opened(device, error)) from error
     try:
         fcntl.ioctl(port.fd, termios.TIOCEXCL)
     except OSError as error:
@@ -301,8 +302,8 @@ def examine_port(device: str) -> list[Finding]:
     try:
         mode = os.stat(device).st_mode
     except OSError as error:
-        text = f"{device}: {error.strerror}"
-        return [Finding("port", "fail", text, "connect the device; `dmesg` must show a new tty (ftdi_sio or cdc_acm)")]
+        step = "connect the device; `dmesg` must show a new tty (ftdi_sio or cdc_acm)"
+        return [Finding("port", "fail", f"{device}: {error.strerror}", step, absent=True)]
     if not stat.S_ISCHR(mode):
         return [Finding("port", "fail", f"{device} is not a character device", "name a port such as /dev/ttyUSB0")]
     findings = [Finding("port", "ok", f"{device} is there")]

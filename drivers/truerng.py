@@ -14,8 +14,7 @@ format, D). A device that was left in one of them is recognized and refused, not
 
 import threading
 import time
-
-import numpy as np
+from itertools import pairwise
 
 from ..errors import BadParameter, SourceError
 from .contract import Attached, DeviceLost, Driver, Finding, MinEntropy
@@ -113,7 +112,7 @@ class TrueRngDriver(Driver):
             _knock(port.device, _MODE_SPEEDS[self._mode])
         opened = open_port(port.device, _SPEED, _FIRST_BYTES_S)
         try:
-            first = np.frombuffer(read_exact(opened, _FIRST_BYTES, _FIRST_BYTES_S), dtype=np.uint8)
+            first = read_exact(opened, _FIRST_BYTES, _FIRST_BYTES_S)
             wrong = _wrong_mode(first[_STALE_BYTES:])
             if wrong:
                 raise SourceError(f"{self._uri.text}: {port.device} {wrong}; set mode=normal, or plug it in again")
@@ -199,13 +198,12 @@ def _knock(device: str, mode_speed: int) -> None:
     time.sleep(_MODE_CHANGE_S)
 
 
-def _wrong_mode(first: np.ndarray) -> str:
-    """What a stream is if it is not plain random bytes; "" if it may be. first: shape (n,), dtype uint8, n >= 512."""
-    text = (first >= 0x20) & (first < 0x7F) | (first == 0x0A) | (first == 0x0D)
-    if text.all():  # chance: (97/256)^n
+def _wrong_mode(first: bytes) -> str:
+    """What a stream is if it is not plain random bytes; "" if it may be. first: at least 512 bytes."""
+    if all(0x20 <= byte < 0x7F or byte in b"\n\r" for byte in first):  # chance: (97/256)^n
         return "sends text: it is in one of its text modes, or it is another kind of device"
     # Raw binary: bytes of four kinds take turns, told apart by their two upper bits.
-    step = np.diff((first >> 6).astype(np.int8)) & 3
-    if (step == 1).mean() > 0.9:  # chance: below 2^-n
+    in_turn = sum(((after >> 6) - (before >> 6)) & 3 == 1 for before, after in pairwise(first))
+    if in_turn > 0.9 * (len(first) - 1):  # chance: below 2^-n
         return "is in its raw binary mode (ADC samples with sequence numbers)"
     return ""

@@ -62,8 +62,9 @@ def elements_of_a_turn(name):
 def measured(kernel):
     """A row of the table."""
     row = {"registers": kernel.registers, "stack": kernel.stack}
-    hot, elements = sass.hot_path(kernel, INNER_TURNS), elements_of_a_turn(kernel.name)
-    if hot is not None and elements is not None:
+    elements = elements_of_a_turn(kernel.name)
+    if elements is not None:
+        hot = sass.hot_path(kernel, INNER_TURNS)
         row["instructions_per_element"] = round(hot.instructions / elements, 2)
         row["alu_per_element"] = round(hot.alu / elements, 2)
         row["memory"] = dict(sorted(hot.memory.items()))

@@ -135,9 +135,8 @@ template <class Type, class What, Engine E>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<What>) fused_kernel(const Parameters<Type, What> p) {
   using Stored = typename Type::Stored;
   constexpr int kElements = kVector<Type>, kVectors = 32 / kElements;  // of a lane in a tile
-  // Vectors of each input loaded before the draws are made, and how many turns of the loop over vectors are written out.
+  // Vectors of each input loaded before the draws are made.
   constexpr int kMost = What::kExtra ? 4 : 8, kEarly = !What::kHot ? 1 : kVectors < kMost ? kVectors : kMost;
-  constexpr int kUnroll = What::kHot ? kVectors : 1;
   alignas(64) __shared__ u8 shared[kWarps * kWarpBytes];
   const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const Shared tile = shared_address(shared) + warp * kWarpBytes;
@@ -170,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<What>) fused_ker
       keep_tile<E, false>(stream, p.rule, block, lane, row);
     if (whole) {
       u32 column = tile_column;
-#pragma unroll kUnroll
+#pragma unroll(What::kHot ? kVectors : 1)
       for (int q = 0; q < kVectors; q++) {
         uint4 x = v[q % kEarly], add = r[q % kEarly], b = {kNoBias<Type>, kNoBias<Type>, kNoBias<Type>, kNoBias<Type>};
         if (q + kEarly < kVectors) {

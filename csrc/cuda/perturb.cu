@@ -57,8 +57,10 @@ __global__ void __launch_bounds__(kThreads, Op::kBlocksPerProcessor) perturb_ker
     u64 begin = (block - lane - first_block) * Op::kValues - phase;  // the stretch's element 0, which may lie before the first
     const u64 mine = begin + lane * Op::kVector;
     uint4 v[kVectors];
-    if (whole)
+    if (whole) {
+      EV_UNROLL  // here and below: left to itself nvcc puts v in memory on some architectures
       for (int q = 0; q < kVectors; q++) v[q] = load_streaming(p.in + (mine + q * 32 * Op::kVector) * sizeof(In));
+    }
     u32 x[16];
     stream.block(block, x);
     Op::prepare(x);
@@ -66,6 +68,7 @@ __global__ void __launch_bounds__(kThreads, Op::kBlocksPerProcessor) perturb_ker
     store_row<4>(row, x);
     __syncwarp();
     if (whole) {
+      EV_UNROLL
       for (int q = 0; q < kVectors; q++)
         store_vector(p.out + (mine + q * 32 * Op::kVector) * sizeof(Out), Op::apply((const u32*)&v[q], vectors, q, p.sigma));
     } else {
@@ -135,7 +138,7 @@ struct Round {
   using In = u32;
   using Out = u16;
   static constexpr Tag kTag = kTagRounding;
-  static constexpr int kValues = 32, kVector = 4, kBlocksPerProcessor = 6;
+  static constexpr int kValues = 32, kVector = 4, kBlocksPerProcessor = 5;  // 32 registers of loads under way
 
   static __device__ __forceinline__ void prepare(u32[16]) {}
   static __device__ __forceinline__ Shared vectors(Shared rows, u32 lane) { return tile_vectors<kVector>(rows, lane); }

@@ -7,6 +7,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import torch" 2>/dev/null && echo --system-site-packages)
 TORCH  ?= torch==2.13.0
+SANITIZER := $(shell command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-gpu bench bench-gpu lint clean
@@ -29,8 +30,13 @@ demo: build ## train a small transformer with quantum dropout beside torch's, an
 test: build ## run the test suite (no GPU and no device needed)
 	$(PY) -m pytest -q
 
-test-gpu: build ## run the tests that need an NVIDIA GPU
+test-gpu: build ## run the tests that need an NVIDIA GPU, also under compute-sanitizer where it is found
 	$(PY) -m pytest -q -m gpu tests/gpu
+	@if [ -z "$(SANITIZER)" ]; then echo "compute-sanitizer not found: memcheck, racecheck and initcheck were not run"; exit 0; fi; \
+	for tool in memcheck racecheck initcheck; do \
+	  echo "compute-sanitizer --tool $$tool"; \
+	  $(SANITIZER) --tool $$tool --error-exitcode 1 $(PY) tests/gpu/sanitizer_driver.py || exit 1; \
+	done
 
 bench: build ## run the CPU benchmarks and write their rows to benchmarks/results
 	$(PY) -m benchmarks.run --device cpu

@@ -50,6 +50,17 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def gpu() -> dict:
+    """The GPU, its driver and torch's CUDA, for the rows of GPU benchmarks."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    try:
+        driver = Path("/proc/driver/nvidia/version").read_text().split("Kernel Module")[1].split()[0]
+    except (OSError, IndexError):
+        driver = "unknown"
+    memory = round(properties.total_memory / 2**30)
+    return {"gpu": f"{properties.name}, {memory} GiB", "driver": driver, "cuda": torch.version.cuda}
+
+
 def facts() -> dict:
     """What every row says about where it was made."""
     from everett_cuda import _C
@@ -80,10 +91,21 @@ def interleave(cases: list[Case], repeats: int, warmup: int = 6) -> dict[str, li
     return times
 
 
-def rows(bench: str, group: dict, cases: list[Case], repeats: int, copy: str = "", rival: str = "") -> list[dict]:
+Timer = Callable[[list[Case], int], dict[str, list[float]]]
+
+
+def rows(
+    bench: str,
+    group: dict,
+    cases: list[Case],
+    repeats: int,
+    copy: str = "",
+    rival: str = "",
+    timer: Timer = interleave,
+) -> list[dict]:
     """Timed rows of one group. copy, rival: names of the cases that the others are set against: `copies` is the time in
     copies (p50 over p50), `percent_of_copy` the bandwidth against the copy's, `times_rival` how often faster."""
-    times = interleave(cases, repeats)
+    times = timer(cases, repeats)
     median = {name: statistics.median(t) for name, t in times.items()}
     copy_case = next((c for c in cases if c.name == copy), None)
     result = []
@@ -128,7 +150,7 @@ def write(bench: str, device: str, all_rows: list[dict]) -> Path:
     """Replaces results/BENCH.DEVICE.jsonl by these rows, whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{bench}.{device}.jsonl"
-    common = facts()
+    common = facts() | (gpu() if device == "cuda" else {})
     scratch = path.with_suffix(".new")
     scratch.write_text("".join(json.dumps({**row, **common}) + "\n" for row in all_rows))
     scratch.replace(path)

@@ -45,7 +45,7 @@ class GraphKey:
         capture makes the key, which cannot be made during it."""
         if not self._ready:
             self._refresh(stream)
-            # Loads the two kernels of a capture: CUDA loads a kernel at its first launch, which is better not a captured one.
+            # CUDA loads a kernel at its first launch, which is better not a captured one: here are the two of a capture.
             self._records(torch.empty(1, 2, dtype=torch.int64, device=self._device).random_(-(2**63), None), stream)
 
     def _refresh(self, stream: int) -> None:

@@ -32,8 +32,8 @@ def open(uri: str | None = None) -> Source:
             keys.detach()
             raise
         keys.attach(source.ring, lambda why: source.error_for(getattr(_C.Take, why), 32))
-        keys.step()  # from here on no draw finds a key of the source before, though its recomputations still do
         _source = source
+        keys.step()  # from here on no draw finds a key of the source before, though its recomputations still do
         return source
 
 

@@ -6,6 +6,7 @@ CPU tensors stand in for CUDA tensors: the table of kernels is told that the "de
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -155,6 +156,67 @@ def test_ops_are_the_cpus(gpu, monkeypatch, op):
         assert y.stride() == expected.stride()
 
 
+FUSED = {
+    "bias_dropout_add": lambda x, b: ev.bias_dropout_add(x, b, x.detach() * 2, 0.3),
+    "bias_gelu_dropout": lambda x, b: ev.bias_gelu_dropout(x, b, 0.3),
+    "bias_gelu_dropout tanh": lambda x, b: ev.bias_gelu_dropout(x, b, 0.3, approximate="tanh", stream="philox"),
+    "add_noise": lambda x, b: ev.add_noise(x, 0.5) + b,
+    "stochastic_round": lambda x, b: ev.stochastic_round(x, torch.bfloat16) + b,
+}
+
+
+@pytest.mark.parametrize("op", FUSED)
+def test_fused_ops_are_the_cpus(gpu, monkeypatch, op):
+    x, b = torch.randn(31, 40).requires_grad_(), torch.randn(40).requires_grad_()
+    y = FUSED[op](x, b)
+    grads = torch.autograd.grad(y.sum(), (x, b))
+    record = _C.derive_record(key(0), gpu.nonce())
+    monkeypatch.setattr(kernels.CPU, "draw", lambda: record, raising=False)
+    monkeypatch.setitem(kernels._by_index, -1, kernels.CPU)
+    expected = FUSED[op](x, b)
+    assert same_bits(y, expected)
+    assert all(map(same_bits, grads, torch.autograd.grad(expected.sum(), (x, b))))
+
+
+NOISE = {
+    "rand": ev.rand, "randn": ev.randn, "exponential": ev.exponential, "gumbel": ev.gumbel,
+    "bernoulli": lambda *size, **kw: ev.bernoulli(0.3, *size, **kw),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize("direct", [False, True])
+def test_noise_is_the_cpus(gpu, ring, monkeypatch, kind, direct):
+    source = ev.open("sim:seed=7")
+    words = np.random.default_rng(1).integers(0, 2**64, 4000, dtype=np.uint64)
+
+    def call(dtype):
+        if not direct:
+            return NOISE[kind](7, 133, dtype=dtype)
+        fresh = _C.Ring(1 << 20)
+        fresh.put(words.view(np.uint8))
+        monkeypatch.setattr(source, "ring", fresh)
+        return NOISE[kind](7, 133, dtype=dtype, freshness="direct")
+
+    for dtype in list(FLOATS)[:4]:
+        records = []
+        monkeypatch.setattr(gpu.kernels, "draw", lambda: records.append(kernels_cuda.Cuda.draw(gpu.kernels)) or records[-1])
+        y = call(dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels.CPU, "draw", lambda: records[0], raising=False)
+            patch.setitem(kernels._by_index, -1, kernels.CPU)
+            expected = call(dtype)
+        assert same_bits(y, expected) and y.shape == (7, 133) and len(records) == (not direct)
+    monkeypatch.undo()
+    ev.close()
+
+
+def test_words_and_vmapped_noise(gpu):
+    assert ev.random_words(300).unique().numel() == 300
+    rows = torch.func.vmap(lambda _: ev.randn(50), randomness="different")(torch.zeros(4))
+    assert len({tuple(r.tolist()) for r in rows}) == 4
+
+
 def test_what_needs_no_draw_takes_none(gpu):
     x = torch.randn(8)
     assert ev.dropout(x, 0.0) is x and not ev.dropout(x, 1.0).any() and ev.dropout(torch.empty(0), 0.5).shape == (0,)
@@ -226,22 +288,28 @@ def test_freshness_step_keeps_a_key_for_each_gpu(emulated, gpu):
     assert draws == [_C.derive_record(key(k), n) for k, n in zip((0, 2, 0, 2), at, strict=True)]
 
 
-def test_threads_never_read_one_offset(gpu):
-    """Two autograd threads on one generator; with the lock no nonce appears twice."""
-    gpu.kernels.draw()
-    nonces, original = [], keys._cuda_nonce
+def test_threads_never_read_one_offset():
+    """Autograd threads on one generator, and other threads get their turn just after the offset was read."""
+
+    class Yielding(Generator):
+        def get_offset(self):
+            offset = super().get_offset()
+            time.sleep(1e-5)
+            return offset
+
+    generator, nonce, seen = Yielding(), keys._cuda_nonce, []
 
     def draws():
-        for _ in range(150):
-            original.fill(gpu.generator)
-            nonces.append(tuple(original._words))
+        for _ in range(50):
+            nonce.fill(generator)
+            seen.append(tuple(nonce._words))
 
-    threads = [threading.Thread(target=draws) for _ in range(6)]
+    threads = [threading.Thread(target=draws) for _ in range(4)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert len(set(nonces)) == len(nonces) == 900 and gpu.generator.offset == 4 * 901
+    assert len(set(seen)) == len(seen) == 200 and generator.offset == 800
 
 
 # --- recomputation ------------------------------------------------------------------------------------------------------
@@ -336,6 +404,22 @@ def test_a_graphs_records_are_derived_from_the_key_that_lies_on_the_gpu(gpu):
         for nonce, record in zip(nonces, records, strict=True):
             expected = _C.derive_record((number + 1).to_bytes(32, "little"), nonce.numpy().tobytes())
             assert record.numpy().tobytes() == expected
+
+
+def test_captured_noise_and_fused_ops_follow_the_key(gpu):
+    warm(gpu)
+    x, b = torch.randn(30, 40), torch.randn(40)
+
+    def step():
+        return [ev.randn(500), ev.rand(500), ev.bias_gelu_dropout(x, b, 0.5), ev.bias_dropout_add(x, b, x, 0.5)]
+
+    outs, graph = gpu.captured(step)
+    seen = []
+    for _ in range(2):
+        keys.step()
+        gpu.replay(graph)
+        seen.append([o.clone() for o in outs])
+    assert all(not torch.equal(a, c) and torch.isfinite(a).all() for a, c in zip(*seen, strict=True))
 
 
 def test_each_captured_op_has_a_record_of_its_own(gpu):

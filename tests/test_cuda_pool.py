@@ -22,9 +22,9 @@ OUT_OF_MEMORY = 2
 class Gpu:
     """The emulated module, and what a test turns: the current stream, and whether work waits."""
 
-    def __init__(self, module):
+    def __init__(self, module, index=0):
         self.module, self.control, self.stream, self.kept = module, module.control, STREAM, []
-        self.pool = DirectPool(0, module, lambda index: self.stream, torch.device("cpu"))
+        self.pool = DirectPool(index, module, lambda index: self.stream, torch.device("cpu"))
 
     def draw(self, kind="words", n=10, dtype=None, p=None):
         dtype = dtype or (torch.int32 if kind == "words" else torch.float32)
@@ -210,6 +210,25 @@ def test_used_slabs_and_closed_pools_are_zero(gpu, ring):
     assert not gpu.pool._pool.all_zero()  # words ahead
     gpu.pool.forget()
     assert gpu.pool._pool.all_zero()
+
+
+def test_two_gpus_have_pools_of_their_own_with_different_words(emulated, gpu, ring):
+    second = Gpu(emulated, index=1)
+    put(ring, counted(PLENTY))
+    seen = []
+    for _ in range(6):
+        for one in (gpu, second):
+            seen.append(as_words(one.draw(n=2 * SLAB_WORDS - 10)))
+    assert emulated.control.emulation_last_launch_device() == 1 and emulated.control.emulation_current_device() == 0
+    graphs = [(one, *one.captured(lambda one=one: one.draw(n=20))) for one in (gpu, second)]
+    put(ring, counted(2 * LANE_WORDS, 1 << 20))
+    for one, out, graph in graphs:
+        one.pool.end_step(False)
+        one.replay(graph)
+        seen.append(as_words(out))
+    seen = np.concatenate(seen)
+    assert len(np.unique(seen)) == len(seen)
+    second.pool.forget()
 
 
 # --- faults -------------------------------------------------------------------------------------------------------------

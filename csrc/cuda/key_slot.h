@@ -15,8 +15,7 @@ namespace everett {
 class KeySlot {
  public:
   explicit KeySlot(int device) : memory_(device, kKey) {
-    DeviceGuard guard(device);
-    for (auto& s : staging_) s = std::make_unique<Staging>(kKey);
+    for (auto& s : staging_) s = std::make_unique<Staging>(device, kKey);
   }
 
   // Where to write the next key (32 bytes on the host) before `publish`, or `abandon` when there is none.

@@ -44,7 +44,9 @@ u64 power_of_two(u64 n) {
 }  // namespace
 
 Lane::Lane(int device, u64 capacity)
-    : capacity_(power_of_two(capacity)), memory_(device, kStateBytes + capacity * sizeof(u64)), staging_(capacity * sizeof(u64)) {
+    : capacity_(power_of_two(capacity)),
+      memory_(device, kStateBytes + capacity * sizeof(u64)),
+      staging_(device, capacity * sizeof(u64)) {
   // CUDA loads a kernel when it is first asked for, which is better not during a capture.
   DeviceGuard guard(device);
   cudaFuncAttributes a;
@@ -66,6 +68,7 @@ void Lane::finish(u64 n, const u64* start, cudaStream_t stream) {
 
 LaneState Lane::read(cudaStream_t stream) {
   DeviceGuard guard(memory_.device());
+  RelaxedCapture relaxed;
   check(cudaMemcpyAsync(&seen_, state(), sizeof seen_, cudaMemcpyDeviceToHost, stream), "reading the state of direct words");
   check(cudaStreamSynchronize(stream), "reading the state of direct words");
   return seen_;
@@ -85,11 +88,10 @@ void Lane::zero(u64 from, u64 n, cudaStream_t stream) {
 }
 
 u8* Lane::open(cudaStream_t stream) {
+  if (room() == 0) throw std::logic_error("words are in use or there is no room for more");
   DeviceGuard guard(memory_.device());
-  if (seen_.reserved == seen_.finished) {
-    zero(zeroed_, seen_.reserved - zeroed_, stream);
-    zeroed_ = seen_.reserved;
-  }
+  zero(zeroed_, seen_.reserved - zeroed_, stream);
+  zeroed_ = seen_.reserved;
   return staging_.open();
 }
 

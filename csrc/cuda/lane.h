@@ -33,7 +33,8 @@ class Lane {
   LaneState read(cudaStream_t stream);
   // Words that can be put in after `read`: none while an op of another stream is under way.
   u64 room() const { return seen_.reserved == seen_.finished ? capacity_ - (seen_.limit - seen_.reserved) : 0; }
-  // Zeroes what was read by ops, in the order of `stream`; then where to write up to `room` words, or `abandon`.
+  // Where there is room: zeroes what ops have read, in the order of `stream`, and says where to write up to `room` words.
+  // `submit` or `abandon` must follow.
   u8* open(cudaStream_t stream);
   void submit(u64 words, cudaStream_t stream);
   void abandon() { staging_.drop(); }

@@ -7,7 +7,7 @@ Pool::Pool(int device, u64 slab_words, int slabs)
     : memory_(device, (size_t)slabs * slab_words * sizeof(u64)), slab_words_(slab_words) {
   DeviceGuard guard(device);
   for (int i = 0; i < slabs; i++) {
-    slabs_.push_back(std::make_unique<Slab>(slab_words * sizeof(u64)));
+    slabs_.push_back(std::make_unique<Slab>(device, slab_words * sizeof(u64)));
     slabs_.back()->words = reinterpret_cast<u64*>(memory_.data()) + (size_t)i * slab_words;
     empty_.push_back(i);
   }
@@ -46,7 +46,7 @@ void Pool::submit(u64 words) {
 Event& Pool::reader(Slab& slab, cudaStream_t stream) {
   for (auto& [known, event] : slab.readers)
     if (known == stream) return *event;
-  slab.readers.emplace_back(stream, std::make_unique<Event>());
+  slab.readers.emplace_back(stream, std::make_unique<Event>(memory_.device()));
   return *slab.readers.back().second;
 }
 

@@ -46,7 +46,7 @@ class Pool {
 
  private:
   struct Slab {
-    explicit Slab(size_t bytes) : staging(bytes) {}
+    Slab(int device, size_t bytes) : staging(device, bytes) {}
     u64* words = nullptr;
     Staging staging;
     u64 filled = 0, taken = 0;  // words

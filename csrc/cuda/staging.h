@@ -32,7 +32,10 @@ class RelaxedCapture {
 // An event without timing. In a forked child, where CUDA does not work, it is left alone.
 class Event {
  public:
-  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "making an event"); }
+  explicit Event(int device) {
+    DeviceGuard guard(device);  // an event serves the streams of its own device
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "making an event");
+  }
   ~Event() {
     if (!mark_.forked()) cudaEventDestroy(event_);
   }
@@ -56,8 +59,9 @@ class Event {
 
 class Staging {
  public:
-  // On the current device. Throws std::runtime_error where no (more) memory can be pinned.
-  explicit Staging(size_t bytes) : pages_(bytes, false) {
+  // Throws std::runtime_error where no (more) memory can be pinned.
+  Staging(int device, size_t bytes) : pages_(bytes, false), over_(device) {
+    DeviceGuard guard(device);
     RelaxedCapture relaxed;
     const cudaError_t error = cudaHostRegister(pages_.data(), pages_.bytes(), cudaHostRegisterDefault);
     if (error != cudaSuccess)

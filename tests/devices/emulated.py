@@ -10,8 +10,9 @@ from devices.kernel_double import KernelDouble, stream
 from source_checks import blocks, nothing_left
 
 from everett_cuda import source
-from everett_cuda.drivers import driver_of, parse_uri
+from everett_cuda.drivers import attached, driver_of, parse_uri
 
+attached()  # pyusb's own libusb context is made at the first search, and stays as long as the process
 gc.collect()
 gc.freeze()  # what has been imported lasts; `nothing_left` collects garbage around each test
 KiB, MiB = 1024, 1 << 20

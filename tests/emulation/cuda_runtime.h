@@ -62,8 +62,9 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
-  cudaErrorLaunchFailure = 719,
+  cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
+  cudaErrorLaunchFailure = 719,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
@@ -103,6 +104,7 @@ inline const char* cudaGetErrorString(cudaError_t e) {
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorInvalidResourceHandle: return "invalid resource handle";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorLaunchFailure: return "unspecified launch failure";
     default: return "invalid argument";
@@ -214,12 +216,15 @@ inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mo
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   static std::deque<CUevent_st> events;
   events.emplace_back();
+  events.back().device = emulation::state.device;
   *event = &events.back();
   return cudaSuccess;
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+// Streams have no device here, so a record counts as one on the current device.
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   EMULATION_MAY_FAIL;
+  if (event->device != emulation::state.device) return cudaErrorInvalidResourceHandle;
   emulation::streams.record(stream, event);
   return cudaSuccess;
 }

@@ -15,6 +15,7 @@
 typedef struct CUstream_st* cudaStream_t;
 struct CUevent_st {
   uint64_t recorded = 0, done = 0;  // counts of records: queued, and passed
+  int device = 0;
 };
 typedef CUevent_st* cudaEvent_t;
 

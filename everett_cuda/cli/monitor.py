@@ -55,7 +55,7 @@ def monitor(
             before, started = source.status(), time.monotonic()
             while flows and time.monotonic() - started < seconds:
                 # What is there, and not a large piece: a slow device may not fill one in a measurement.
-                if metered or not source.ring.discard(max(1, source.ring.unread), 0.1):
+                if metered or not source.ring.discard(max(32, source.ring.unread), 0.1):
                     time.sleep(0.02)
                 flows = source.status().state in ("starting", "flowing")
             status = source.status()

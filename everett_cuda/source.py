@@ -377,7 +377,12 @@ class Source:
         return self._final or self._status()
 
     def _status(self) -> SourceStatus:
-        driver, ring, counts = self.driver, self.ring, self._pipeline.counts
+        driver, ring = self.driver, self.ring
+        # In this order, because bits flow meanwhile: what was drawn is then never more than what was put into the ring,
+        # and that never more than came of the raw bytes.
+        handed_out, destroyed, unread = ring.bytes_out, ring.bytes_destroyed, ring.unread
+        put_in = ring.bytes_in
+        counts = self._pipeline.counts
         # The thread may not have noticed yet that the pipeline stopped.
         flow = {_C.Flow.starting: "starting", _C.Flow.flowing: "flowing", _C.Flow.stopped: "alarm"}[self._pipeline.flow]
         return SourceStatus(
@@ -401,11 +406,11 @@ class Source:
             raw_bytes_in=counts["raw_in"],
             raw_bytes_held_back=counts["raw_held"],
             raw_bytes_dropped=counts["raw_dropped"],
-            conditioned_bytes_out=32 * counts["blocks_out"],
-            bytes_handed_out=ring.bytes_out,
-            bytes_destroyed=ring.bytes_destroyed,
+            conditioned_bytes_out=put_in,
+            bytes_handed_out=handed_out,
+            bytes_destroyed=destroyed,
             ring_bytes=ring.capacity,
-            ring_unread=ring.unread,
+            ring_unread=unread,
             ring_locked=ring.locked,
             loop=driver.loop,
             passes=driver.passes,

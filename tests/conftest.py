@@ -11,6 +11,7 @@ from devices.bare_machine import bare_machine
 
 from everett_cuda import _C, keys
 
+pytest.register_assert_rewrite("cli_checks")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -303,7 +303,7 @@ def test_fifty_cycles_leave_no_thread_and_no_file(recording):
     assert_held(before)
 
 
-def test_failed_openings_leave_nothing_running(recording):
+def test_failed_openings_leave_nothing_running(recording, machine):
     before = held()
     for uri, error in (
         ("sim:fault=stuck@0", StartupTestFailed),

@@ -200,10 +200,10 @@ def test_noise_is_the_cpus(gpu, ring, monkeypatch, kind, direct):
 
     for dtype in list(FLOATS)[:4]:
         records = []
-        monkeypatch.setattr(gpu.kernels, "draw", lambda: records.append(kernels_cuda.Cuda.draw(gpu.kernels)) or records[-1])
+        monkeypatch.setattr(gpu.kernels, "draw", lambda: records.append(kernels_cuda.Cuda.draw(gpu.kernels)) or records[-1])  # noqa: B023
         y = call(dtype)
         with monkeypatch.context() as patch:
-            patch.setattr(kernels.CPU, "draw", lambda: records[0], raising=False)
+            patch.setattr(kernels.CPU, "draw", lambda: records[0], raising=False)  # noqa: B023
             patch.setitem(kernels._by_index, -1, kernels.CPU)
             expected = call(dtype)
         assert same_bits(y, expected) and y.shape == (7, 133) and len(records) == (not direct)

@@ -8,7 +8,7 @@ from test_kernels import GENERATORS, _record, isa  # noqa: F401  isa is a fixtur
 from vectors.make_law_v1 import RECORDS
 
 from everett_cuda import _C
-from everett_cuda.reference import fit, fused, gelu, ieee, rounding
+from everett_cuda.reference import fused, gelu, ieee, rounding
 
 DTYPES = {**TYPES, "float8_e4m3fn": 5, "float8_e5m2": 6}
 STORAGE = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}

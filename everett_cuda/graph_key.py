@@ -128,6 +128,14 @@ class GraphKey:
             else:
                 self._slot.reap()
 
+    def status(self) -> str:
+        if not self._captured:
+            return ""
+        if not self._ready:
+            return f"graphs:       cuda:{self._index} has no key; a replay would stop with an error"
+        age = time.monotonic() - self.refreshed_at
+        return f"graphs:       cuda:{self._index} reads its key number {self.refreshes:,}, {age:,.1f} s old"
+
     def forget(self) -> None:
         """No key from here on. A graph that is replayed then stops with a CUDA error, as at a failed device assertion."""
         if self._slot is None or self._slot.forked:

@@ -191,6 +191,9 @@ class Follower(Protocol):
     def forget(self) -> None:
         """The source was closed: secrets must go."""
 
+    def status(self) -> str:
+        """One line for `ev.status()`; empty where there is nothing to tell."""
+
 
 _followers: list[Follower] = []
 
@@ -198,6 +201,11 @@ _followers: list[Follower] = []
 def follow(follower: Follower) -> None:
     """From now on `follower` hears of every step's end and of the source's closing."""
     _followers.append(follower)
+
+
+def followers_status() -> tuple[str, ...]:
+    """What the followers tell of themselves, a line each."""
+    return tuple(line for follower in _followers if (line := follower.status()))
 
 
 def set_freshness(freshness: str) -> None:

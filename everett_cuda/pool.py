@@ -144,6 +144,14 @@ class DirectPool:
                     "used."
                 )
 
+    def status(self) -> str:
+        if self._pool is None:
+            return ""
+        return (
+            f"direct words: cuda:{self._index} has {self._pool.ready:,} ahead, {self._pool.skipped:,} destroyed as odd ends"
+            + (f", graphs a lane of {LANE_WORDS:,}" if self._lane_used else "")
+        )
+
     def forget(self) -> None:
         """Destroys all words; ops and replays find none."""
         if self._pool is None or self._pool.forked:

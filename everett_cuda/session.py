@@ -58,24 +58,28 @@ def current_source() -> Source:
 
 @dataclass(frozen=True)
 class Status:
-    """The source, what became of the draws (`keys.counters`) and the settings of the keys."""
+    """The source, what became of the draws (`keys.counters`), the settings of the keys, and a line for each thing that
+    GPUs hold."""
 
     source: SourceStatus | None
     draws: dict[str, int]
     settings: dict
+    gpus: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.source is None:
             return "source:       none open"
         d, s = self.draws, self.settings
-        return (
+        lines = (
             f"{self.source}\n"
             f"keys:         {d['fresh']:,} fresh, {d['stretched']:,} stretched, {d['shared']:,} shared, "
             f"{d['reused']:,} reused, {d['replayed']:,} replayed\n"
             f"settings:     freshness {s['freshness']}, on_starved {s['on_starved']} (max_stretch {s['max_stretch']:,})"
         )
+        return "\n".join([lines, *self.gpus])
 
 
 def status() -> Status:
     """What bits this process uses and where they come from; print it. ForkedError in a child of the opener."""
-    return Status(None if _source is None else _source.status(), keys.counters(), keys.settings())
+    source = None if _source is None else _source.status()
+    return Status(source, keys.counters(), keys.settings(), keys.followers_status())

@@ -3,6 +3,7 @@
 CPU tensors stand in for CUDA tensors: the table of kernels is told that the "device" of CPU tensors is an emulated GPU.
 """
 
+import re
 import subprocess
 import sys
 import threading
@@ -198,15 +199,17 @@ def test_noise_is_the_cpus(gpu, ring, monkeypatch, kind, direct):
         monkeypatch.setattr(source, "ring", fresh)
         return NOISE[kind](7, 133, dtype=dtype, freshness="direct")
 
+    drawn = gpu.kernels.draw
+    records = []
+    monkeypatch.setattr(gpu.kernels, "draw", lambda: records.append(drawn()) or records[-1])
     for dtype in list(FLOATS)[:4]:
-        records = []
-        monkeypatch.setattr(gpu.kernels, "draw", lambda: records.append(kernels_cuda.Cuda.draw(gpu.kernels)) or records[-1])  # noqa: B023
         y = call(dtype)
         with monkeypatch.context() as patch:
-            patch.setattr(kernels.CPU, "draw", lambda: records[0], raising=False)  # noqa: B023
+            patch.setattr(kernels.CPU, "draw", lambda: records[-1], raising=False)
             patch.setitem(kernels._by_index, -1, kernels.CPU)
             expected = call(dtype)
-        assert same_bits(y, expected) and y.shape == (7, 133) and len(records) == (not direct)
+        assert same_bits(y, expected) and y.shape == (7, 133)
+    assert len(records) == (0 if direct else 4)
     monkeypatch.undo()
     ev.close()
 
@@ -458,6 +461,17 @@ def test_steps_refresh_only_keys_that_a_graph_reads(gpu):
     for _ in range(3):
         keys.step()
     assert gpu.kernels.graph_key.refreshes == 4
+
+
+def test_the_status_tells_the_age_of_the_key_that_graphs_read(gpu):
+    warm(gpu)
+    assert keys.followers_status() == ()
+    gpu.captured(lambda: ev.dropout(torch.ones(40), 0.5))
+    (line,) = keys.followers_status()
+    assert re.fullmatch(r"graphs: +cuda:0 reads its key number 1, \d+\.\d s old", line)
+    assert str(ev.status()).endswith("none open")
+    keys.detach()
+    assert "no key" in keys.followers_status()[0]
 
 
 def test_no_key_changes_during_a_capture_or_inside_a_backward(gpu):

@@ -204,6 +204,13 @@ def test_a_slab_is_filled_again_while_its_last_copy_still_runs(gpu, ring):
         assert np.array_equal(as_words(out), counted(64, 1 + 64 * i))
 
 
+def test_the_status_tells_what_is_ahead(gpu, ring):
+    assert gpu.pool.status() == ""
+    put(ring, counted(PLENTY))
+    gpu.draw(n=2)
+    assert gpu.pool.status().endswith(f"cuda:0 has {SLABS * SLAB_WORDS:,} ahead, 0 destroyed as odd ends")
+
+
 def test_used_slabs_and_closed_pools_are_zero(gpu, ring):
     put(ring, counted(PLENTY))
     gpu.draw(n=2 * SLAB_WORDS)

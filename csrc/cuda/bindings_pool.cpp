@@ -68,8 +68,9 @@ py::object memory_or_none(u8* memory, u64 bytes) {
   return py::memoryview::from_memory(memory, (py::ssize_t)bytes);
 }
 
+// Local to the module: the tests' emulated module has classes of the same names in the same process.
 void bind_classes(py::module_& m) {
-  py::class_<KeySlot>(m, "KeySlot", "The key that a GPU's captured graphs read: 32 bytes on the device")
+  py::class_<KeySlot>(m, "KeySlot", py::module_local(), "The key that a GPU's captured graphs read: 32 bytes on the device")
       .def(py::init<int>(), py::arg("device"))
       .def("open", [](KeySlot& k) { return reinterpret_cast<u64>(k.open()); }, "Address of 32 host bytes for the next key")
       .def("abandon", &KeySlot::abandon)
@@ -80,7 +81,7 @@ void bind_classes(py::module_& m) {
       .def_property_readonly("forked", &KeySlot::forked)
       .def_property_readonly("staging_all_zero", &KeySlot::staging_all_zero);
 
-  py::class_<Pool>(m, "Pool", "Direct words of one GPU in slabs, copied ahead")
+  py::class_<Pool>(m, "Pool", py::module_local(), "Direct words of one GPU in slabs, copied ahead")
       .def(py::init<int, u64, int>(), py::arg("device"), py::arg("slab_words"), py::arg("slabs"))
       .def("open", [](Pool& p) { return memory_or_none(p.open(), p.slab_words() * sizeof(u64)); },
            "Host memory for the next slab's words, or None while all slabs are in use")
@@ -97,7 +98,7 @@ void bind_classes(py::module_& m) {
       .def_property_readonly("slab_words", &Pool::slab_words)
       .def_property_readonly("forked", &Pool::forked);
 
-  py::class_<Lane>(m, "Lane", "Direct words for the captured graphs of one GPU")
+  py::class_<Lane>(m, "Lane", py::module_local(), "Direct words for the captured graphs of one GPU")
       .def(py::init<int, u64>(), py::arg("device"), py::arg("capacity"))
       .def("direct", &lane_direct, py::arg("device"), py::arg("kind"), py::arg("type"), py::arg("p"), py::arg("out"),
            py::arg("n"), py::arg("start"), py::arg("stream"), "n values, for a capture; start: address of 8 device bytes")

@@ -9,15 +9,12 @@ from cli_checks import CHECKS, Rig, check_capture, check_interruption, check_ref
 from commands import everett
 from devices.emulated import CHIP_START, MODULE_START, SEED, MiB
 from devices.kernel_double import GONE, stream
-from devices.usb_bus import UsbBus
 from processes import in_forked_child
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     quicken(monkeypatch)
-    with UsbBus().plugged_into_pyusb():  # this machine's own is not looked at
-        yield
 
 
 @pytest.fixture

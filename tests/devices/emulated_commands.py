@@ -1,6 +1,7 @@
 """The `everett` command on Quantis cards, kernel generators and ChaosKeys; run by test_cli_on_devices.py in a preloaded
 process."""
 
+import gc
 import json
 import os
 
@@ -10,6 +11,9 @@ from commands import everett
 from devices.emulated import CHIP_START, MODULE_START, SEED, MiB
 from devices.kernel_double import GONE, stream
 from processes import in_forked_child
+
+gc.collect()
+gc.freeze()  # as devices.emulated does, with the command's own imports: half of the time was collecting these
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from devices.kernel_double import KernelDouble, stream
+from devices.usb_bus import UsbBus
 from source_checks import blocks, nothing_left
 
 from everett_cuda import source
@@ -26,7 +27,8 @@ def kernel():
     """The kernel double that this process was started with, without devices; nothing may be left open behind a test."""
     double = KernelDouble(Path(os.environ["KERNEL_DOUBLE"]))
     double.clear()
-    with nothing_left():
+    # Without this machine's own USB: pyusb keeps the first libusb context, and its open files, for good.
+    with UsbBus().plugged_into_pyusb(), nothing_left():
         yield double
     double.clear()
 

@@ -67,8 +67,8 @@ def run(quick: bool = False) -> list[dict]:
 
             result += group_of(
                 "bias+GELU(none)+dropout, forward+backward",
-                lambda both=both, b=bias: both(lambda leaf: F.dropout(F.gelu(leaf + b), P)),
-                lambda both=both, b=bias: both(lambda leaf: ev.bias_gelu_dropout(leaf, b, P)),
+                lambda both=both, b=bias: both(lambda t: F.dropout(F.gelu(t + b), P)),
+                lambda both=both, b=bias: both(lambda t: ev.bias_gelu_dropout(t, b, P)),
                 "",
                 0,
             )

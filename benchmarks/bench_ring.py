@@ -9,7 +9,6 @@ At full speed the pipeline takes a core for itself, the reader and the consumer 
 the main thread gives those up. So the loss is measured twice, at full speed and at a draw of 84 MB/s (210 MB/s raw).
 """
 
-import statistics
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.harness import quantile_row, spin
 from everett_cuda import _C, health
 from everett_cuda.source import Source
 
@@ -27,28 +27,8 @@ DRAW_BYTES_PER_S = 84e6
 WINDOWS = 25  # short and many: a virtual machine's neighbours move a single one by 15 %
 
 
-def _quantiles(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        "p20": ordered[round(0.2 * (len(ordered) - 1))],
-        "p50": statistics.median(ordered),
-        "p80": ordered[round(0.8 * (len(ordered) - 1))],
-    }
-
-
 def _row(name: str, measure: str, unit: str, values: list[float]) -> dict:
-    q = _quantiles(values)
-    rounded = {name: round(value, 2) for name, value in q.items()}
-    return {"bench": "ring", "measure": measure, "case": name, "unit": unit, "repeats": len(values), **rounded}
-
-
-def _spin(seconds: float) -> float:
-    """Loop turns a second of pure Python in this thread."""
-    turns, start = 0, time.perf_counter()
-    while (now := time.perf_counter()) - start < seconds:
-        for _ in range(1000):
-            turns += 1
-    return turns / (now - start)
+    return quantile_row("ring", name, measure, unit, values)
 
 
 def _draw(ring: _C.Ring, seconds: float, bytes_per_s: float | None) -> None:
@@ -67,16 +47,16 @@ def _draw(ring: _C.Ring, seconds: float, bytes_per_s: float | None) -> None:
 def _windows(source: Source, bytes_per_s: float | None = None) -> tuple[list[float], list[float]]:
     """(raw bytes a second, main thread's loss in percent) of alternating windows."""
     rates, losses = [], []
-    _spin(0.2)
+    spin(0.2)
     for _ in range(WINDOWS):
         consumer = threading.Thread(target=_draw, args=(source.ring, WINDOW_S, bytes_per_s))
         before, start = source.status().raw_bytes_in, time.perf_counter()
         consumer.start()
-        busy = _spin(WINDOW_S - 0.2)
+        busy = spin(WINDOW_S - 0.2)
         rates.append((source.status().raw_bytes_in - before) / (time.perf_counter() - start))
         consumer.join()
         time.sleep(0.05)  # the ring fills, the pump goes to sleep
-        free = _spin(WINDOW_S - 0.2)
+        free = spin(WINDOW_S - 0.2)
         losses.append(100 * (1 - busy / free))
     return rates, losses
 

@@ -129,6 +129,23 @@ def rows(
     return result
 
 
+def quantile_row(bench: str, case: str, measure: str, unit: str, values: list[float]) -> dict:
+    """A row of repeated measurements of one quantity, in `unit`."""
+    quantiles = {f"p{q}": round(_percentile(values, q / 100), 2) for q in (20, 80)}
+    p50 = round(statistics.median(values), 2)
+    return {"bench": bench, "measure": measure, "case": case, "unit": unit, "repeats": len(values),
+            "p20": quantiles["p20"], "p50": p50, "p80": quantiles["p80"]}  # fmt: skip
+
+
+def spin(seconds: float) -> float:
+    """Loop turns a second of pure Python in this thread: a main thread that wants the GIL all the time."""
+    turns, start = 0, time.perf_counter()
+    while (now := time.perf_counter()) - start < seconds:
+        for _ in range(1000):
+            turns += 1
+    return turns / (now - start)
+
+
 def write(bench: str, device: str, all_rows: list[dict]) -> Path:
     """Replaces results/BENCH.DEVICE.jsonl by these rows, whole or not at all."""
     RESULTS.mkdir(exist_ok=True)

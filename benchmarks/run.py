@@ -16,7 +16,10 @@ from everett_cuda.errors import EverettError
 
 # Imported when they run: a GPU's need triton and `_cuda`.
 BENCHES = {
-    "cpu": {name: f"bench_{name}" for name in ("dropout", "fused", "noise", "overhead", "ring")},
+    "cpu": {
+        name: f"bench_{name}"
+        for name in ("dropout", "fused", "noise", "overhead", "ring", "quantis_usb", "quantis_pcie")
+    },
     "cuda": {name: f"bench_{name}_gpu" for name in ("dropout", "fused", "noise", "pool")},
 }
 

@@ -9,6 +9,8 @@ void bind_stream(pybind11::module_& m);
 void bind_eager(pybind11::module_& m);
 void bind_fused(pybind11::module_& m);
 void bind_entropy_estimate(pybind11::module_& m);
+void bind_read_ahead(pybind11::module_& m);
+void bind_usb(pybind11::module_& m);
 }  // namespace everett
 
 PYBIND11_MODULE(_C, m) {
@@ -20,4 +22,6 @@ PYBIND11_MODULE(_C, m) {
   everett::bind_eager(m);
   everett::bind_fused(m);
   everett::bind_entropy_estimate(m);
+  everett::bind_read_ahead(m);
+  everett::bind_usb(m);
 }

@@ -31,12 +31,26 @@ GROUP = "everett_cuda.drivers"
 _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
+        ("quantis-pcie", "quantis_pcie:QuantisPcieDriver"),
+        ("quantis-usb", "quantis_usb:QuantisUsbDriver"),
+        ("qcicada", "qcicada:QCicadaDriver"),
+        ("anu", "anu:AnuDriver"),
+        ("chaoskey", "chaoskey:ChaosKeyDriver"),
+        ("comscire", "comscire:ComScireDriver"),
+        ("hwrng", "hwrng:HwrngDriver"),
+        ("outshift", "outshift:OutshiftDriver"),
+        ("qrypt", "qrypt:QryptDriver"),
+        ("quantis-appliance", "quantis_appliance:QuantisApplianceDriver"),
+        ("swiftrng", "swiftrng:SwiftRngDriver"),
+        ("truerng", "truerng:TrueRngDriver"),
         ("replay", "replay:ReplayDriver"),
         ("sim", "sim:SimulatedDriver"),
     )
 }
-# Never listed as attached, so not imported when devices are looked for: numpy alone would take 0.25 s.
-_NOT_DEVICES = ("replay", "sim")
+# No local device: neither listed as attached nor imported when devices are looked for (numpy alone would take 0.25 s).
+_NOT_DEVICES = {"anu", "outshift", "qrypt", "quantis-appliance", "replay", "sim"}
+# Services that publish what they give: fit to be audited against, unfit for keys that nobody else should know.
+_BEACONS = ("nist", "curby", "random-org", "random.org", "drand")
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -73,8 +87,17 @@ def attached() -> tuple[list[Attached], list[str]]:
     return devices, looked_for
 
 
+def _refuse_beacon(scheme: str) -> None:
+    if scheme in _BEACONS:
+        raise UnknownScheme(
+            f"{scheme}: is refused as a source of keys: a public beacon shows its values to everybody, and random.org is "
+            "not quantum either. Services that give each client bytes of its own are anu:, outshift: and qrypt:"
+        )
+
+
 def driver_of(uri: SourceURI) -> type[Driver]:
     """The driver that serves a URI's scheme; UnknownScheme, or SourceError when it cannot be imported."""
+    _refuse_beacon(uri.scheme)
     drivers = installed()
     if uri.scheme not in drivers:
         schemes = ", ".join(f"{s}:" for s in sorted(drivers))
@@ -85,8 +108,9 @@ def driver_of(uri: SourceURI) -> type[Driver]:
 def open_driver(text: str) -> Driver:
     """Opens the driver that a URI names; `auto` is the first real local quantum device that can be opened.
 
-    Raises UnknownScheme, BadParameter, SourceExhausted (a recording with no bytes) or SourceError.
+    Raises UnknownScheme, BadParameter, DeviceNotFound, SourceExhausted (a recording with no bytes) or SourceError.
     """
+    _refuse_beacon(str(text).partition(":")[0])  # before parsing: a scheme has no dot
     uri = parse_uri(text)
     return _open_auto(uri) if uri.scheme == "auto" else driver_of(uri).open(uri)
 

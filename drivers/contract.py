@@ -68,12 +68,14 @@ class Finding:
     """One thing that the doctor looked at. check: a noun ("cable", "permission", "kernel driver", "firmware").
 
     verdict: "ok", "note" (works, but should be known) or "fail" (stands in the way). next_step: what to do about it.
+    absent: it fails because the device that is meant is not there; `open` raises DeviceNotFound then.
     """
 
     check: str
     verdict: Literal["ok", "note", "fail"]
     text: str
     next_step: str = ""
+    absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Driver(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def open(cls, uri) -> "Driver":
-        """Opens what the `SourceURI` names, or raises SourceError (SourceExhausted for a recording with no bytes)."""
+        """Opens what the `SourceURI` names, or raises SourceError: DeviceNotFound when no such device is there,
+        SourceExhausted for a recording with no bytes."""
 
     @classmethod
     def claim(cls, values: Mapping[str, object]) -> MinEntropy:

@@ -1,7 +1,9 @@
 """Who may open a device node, and who has it open: the packaged udev rules, and the processes that /proc shows."""
 
 import os
+import re
 import stat
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 RULES_PATH = Path("/etc/udev/rules.d/60-everett.rules")
@@ -13,9 +15,13 @@ def udev_rules() -> str:
 
 
 def udev_rule(*words: str) -> str:
-    """The one packaged rule that contains all `words`, such as "0aba" and "0102"; LookupError when there is none."""
-    lines = [line for line in udev_rules().splitlines() if not line.startswith("#")]
-    found = [line for line in lines if all(f'=="{word}"' in line for word in words)]
+    """The first packaged rule that sets the mode of what all `words` match, such as "0aba" and "0102"; else LookupError.
+
+    A rule's values may be patterns as udev has them: alternatives with |, and shell wildcards.
+    """
+    lines = [line for line in udev_rules().splitlines() if "MODE=" in line and not line.startswith("#")]
+    patterns = {line: [p for v in re.findall(r'=="([^"]*)"', line) for p in v.split("|")] for line in lines}
+    found = [line for line in lines if all(any(fnmatchcase(word, p) for p in patterns[line]) for word in words)]
     if not found:
         raise LookupError(f"no udev rule names {', '.join(words)}")
     return found[0]

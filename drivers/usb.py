@@ -9,13 +9,14 @@ which do not reach a container: there a shared one would never see a device that
 import ctypes
 import errno
 import os
+import weakref
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from usb.backend import libusb1
-from usb.core import USBError
+from usb.core import Device, USBError
 
 from ..errors import SourceError
 from .contract import DeviceLost, TransportError
@@ -27,6 +28,18 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM}
 CONTROL_TIMEOUT_MS = 1000  # what the vendors' libraries wait
 _SPEEDS = {1: "low speed", 2: "full speed", 3: "high speed", 4: "super speed"}
 _GET_DESCRIPTOR, _STRING = 6, 3  # USB 2.0, tables 9-4 and 9-5
+
+_backends: weakref.WeakSet = weakref.WeakSet()
+
+
+def _leave_libusb_to_the_parent() -> None:
+    """In a forked child: pyusb would end libusb when the child exits, and with it the event thread of the parent, which
+    waits on a descriptor that both share."""
+    for backend in list(_backends):
+        backend._finalizer.detach()
+
+
+os.register_at_fork(after_in_child=_leave_libusb_to_the_parent)
 
 
 class _Context:
@@ -44,13 +57,57 @@ class _Context:
         if loaded is None:
             raise SourceError("no libusb-1.0 can be loaded; pip install libusb-package, or install the system's libusb")
         self.own = hasattr(loaded, "ctx")
-        self.backend = type(loaded)(loaded.lib) if self.own else loaded
+        try:
+            self.backend = type(loaded)(loaded.lib) if self.own else loaded
+        except USBError as error:
+            raise SourceError(f"libusb finds no USB on this system: {error.strerror}") from error
+        _backends.update((loaded, self.backend))
         self.users = 0
 
     def leave(self) -> None:
         self.users -= 1
         if self.users <= 0 and self.own:
             self.backend.finalize()
+
+
+class _Loan:
+    """A pyusb backend in which the one device is open already and stays so: transfers pass, its life is not touched.
+
+    What pyusb holds of it is this object, not libusb's: those must be gone when their context ends, and an exception
+    of a library keeps all that its frames have seen.
+    """
+
+    def __init__(self, lender: "UsbDevice"):
+        self._lender = lender
+
+    def __getattr__(self, name: str):
+        request = getattr(self._lender._context.backend, name)
+
+        def asked(_, *more):
+            real = self._lender._device if name.endswith("_descriptor") else self._lender._handle
+            if real is None:
+                raise USBError("the device was given back", None, errno.ENODEV)
+            return request(real, *more)
+
+        return asked
+
+    def open_device(self, device):
+        return self
+
+    def close_device(self, handle) -> None:
+        pass
+
+    def set_configuration(self, handle, value: int) -> None:
+        pass
+
+    def claim_interface(self, handle, interface: int) -> None:
+        pass
+
+    def release_interface(self, handle, interface: int) -> None:
+        pass
+
+    def is_kernel_driver_active(self, handle, interface: int) -> bool:
+        return False
 
 
 class UsbDevice:
@@ -170,6 +227,19 @@ class UsbDevice:
         """One transfer into an array("B"), on the claimed interface; returns its bytes. Raises pyusb's USBError."""
         return self._context.backend.bulk_read(self._handle, endpoint, self._claimed, into, timeout_ms)
 
+    def bulk_write(self, endpoint: int, data: bytes, timeout_ms: int) -> None:
+        """One transfer of all of `data`, on the claimed interface; TransportError when the device takes less."""
+        with self._said("writing"):
+            sent = self._context.backend.bulk_write(self._handle, endpoint, self._claimed, array("B", data), timeout_ms)
+        if sent != len(data):
+            raise TransportError(f"{self} took {sent} of {len(data)} bytes")
+
+    def lend(self) -> Device:
+        """The claimed device as pyusb's own `Device`, for a library that asks for one. Whatever that library does, this
+        object alone claims and gives back."""
+        loan = _Loan(self)
+        return Device(loan, loan)
+
     def clear_halt(self, endpoint: int) -> None:
         """Lets an endpoint that stalled go on."""
         with self._said("clearing a stalled endpoint"):
@@ -205,6 +275,15 @@ class UsbDevice:
             return SourceError(f"{self} is in use by {self.users_in_words()}; stop that first")
         return TransportError(f"{self}: {doing} failed: {error.strerror or error} (errno {error.errno})")
 
+    def failed_read(self, error: USBError, endpoint: int) -> SourceError:
+        """`explained`, for a read from an endpoint, which is let go on if it has stalled."""
+        if error.errno == errno.EPIPE:
+            try:
+                self.clear_halt(endpoint)
+            except SourceError as failed:  # unplugged meanwhile, perhaps
+                return failed
+        return self.explained(error, "reading")
+
     @staticmethod
     def forbidden(error: SourceError) -> bool:
         """Whether it was the missing permission that an error of this class explained."""
@@ -222,11 +301,27 @@ class UsbDevice:
             return ""
         return "" if name == "usbfs" else name  # usbfs: a process, by libusb
 
+    def kernel_driver_active(self, interface: int = 0) -> bool:
+        """Whether a kernel driver is bound to the interface, as the kernel says on the open device."""
+        self.open()
+        with self._said("asking for its kernel driver"):
+            try:
+                return self._context.backend.is_kernel_driver_active(self._handle, interface)
+            except NotImplementedError:  # not Linux: no such thing
+                return False
+
+    def detach_kernel_driver(self, interface: int = 0) -> None:
+        """Takes the interface from the kernel driver that is bound to it, if there is one, until the next replug."""
+        if self.kernel_driver_active(interface):
+            with self._said("detaching its kernel driver"):
+                self._context.backend.detach_kernel_driver(self._handle, interface)
+
     def users_in_words(self) -> str:
         """Who has the device: a kernel driver, the processes that can be seen, or that none can."""
         driver = self.kernel_driver()
         if driver:
-            return f"the kernel driver {driver} (unbind it: `echo {self.path}:1.0 > /sys/bus/usb/drivers/{driver}/unbind`)"
+            unbind = f"echo {self.path}:1.0 > /sys/bus/usb/drivers/{driver}/unbind"
+            return f"the kernel driver {driver} (unbind it: `{unbind}`)"
         others = holders(self.node, own=self._handle is not None)
         return in_words(others) or f"a process of another user (`sudo fuser -v {self.node}` names it)"
 

@@ -17,6 +17,8 @@ from .errors import EverettError, ForkedError, HealthAlarm, SourceError, SourceE
 from .source_status import AlarmReport, SourceStatus, label
 
 RING_BYTES = 1 << 20
+# What is unread at the close is destroyed. Of a source that is paid for, 40 kB are lost so at H = 4, and not 2.6 MB.
+RING_BYTES_METERED = 1 << 14
 STARTUP_BYTES = 4096
 STARTUP_BYTES_METERED = 1024
 READ_TIMEOUT_S = 0.2
@@ -34,7 +36,7 @@ class Source:
     `ring` is the C++ ring that keys and direct words are drawn from; it stays the same object over `reopen`.
     """
 
-    def __init__(self, uri: str, connect: Callable[[], Driver], ring_bytes: int = RING_BYTES):
+    def __init__(self, uri: str, connect: Callable[[], Driver], ring_bytes: int | None = None):
         """Opens what `connect` returns; `Source.open` is the usual way in. Errors as there."""
         self.uri = uri
         self._connect = connect
@@ -42,6 +44,7 @@ class Source:
         self._stopping = threading.Event()
         self._end: str | None = None  # why the flow ended: a key of _ENDED_STATE
         self._failure = ""
+        self._faults: list[str] = []  # what the device said, one for each alarm that it raised itself
         self._thread: threading.Thread | None = None
         self._feed: _C.Feed | None = None
         self._final: SourceStatus | None = None
@@ -59,7 +62,7 @@ class Source:
             except ValueError as error:
                 raise SourceError(f"{uri}: {error}") from None
             hash_, self._conditioner = conditioner.choose(condition)
-            self.ring = _C.Ring(ring_bytes)
+            self.ring = _C.Ring(ring_bytes or (RING_BYTES_METERED if driver.metered else RING_BYTES))
             self._pipeline = _C.Pipeline(
                 self.ring,
                 cutoffs,
@@ -77,13 +80,14 @@ class Source:
         atexit.register(self.close)
 
     @classmethod
-    def open(cls, uri: str, ring_bytes: int = RING_BYTES) -> "Source":
+    def open(cls, uri: str, ring_bytes: int | None = None) -> "Source":
         """Opens the source that `uri` names and runs its start-up test; when this returns, bits flow.
 
-        ring_bytes: capacity of the ring, a power of two. Raises UnknownScheme, BadParameter, SourceError,
-        SourceExhausted (a recording too short for the start-up test) or StartupTestFailed; then nothing is left open.
+        ring_bytes: capacity of the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises
+        UnknownScheme, BadParameter, SourceError, SourceExhausted (a recording too short for the start-up test) or
+        StartupTestFailed; then nothing is left open.
         """
-        if ring_bytes < 16384 or ring_bytes & (ring_bytes - 1):
+        if ring_bytes is not None and (ring_bytes < 16384 or ring_bytes & (ring_bytes - 1)):
             raise ValueError(f"ring_bytes must be a power of two, at least 16384, not {ring_bytes}")
         return cls(uri, lambda: open_driver(uri), ring_bytes)
 
@@ -124,7 +128,7 @@ class Source:
                     f"{pipeline.startup_bytes}; give a longer recording"
                 ) from error
             except DeviceFault as fault:
-                pipeline.device_alarm(fault.status, fault.expected, time.monotonic())
+                self._device_alarm(fault)
             except DeviceLost:
                 raise
             except TransportError:
@@ -170,7 +174,7 @@ class Source:
                 return "ended" if feed.drain() else self._stopped()
             except DeviceFault as fault:
                 proven = False
-                if not (feed.drain() and pipeline.device_alarm(fault.status, fault.expected, time.monotonic())):
+                if not (feed.drain() and self._device_alarm(fault)):
                     return self._stopped()
                 continue
             except TransportError as error:
@@ -201,6 +205,10 @@ class Source:
             errors = 0
             last_byte = time.monotonic()  # submit may have waited long for room in the ring
         return "closed"
+
+    def _device_alarm(self, fault: DeviceFault) -> bool:
+        self._faults.append(str(fault))  # before the alarm can be seen
+        return self._pipeline.device_alarm(fault.status, fault.expected, time.monotonic())
 
     def _stopped(self) -> str:
         return "alarm" if self._pipeline.flow == _C.Flow.stopped else "closed"
@@ -360,8 +368,8 @@ class Source:
             raise self.error_for(_C.Take.forked, 0)
 
     def _last_alarm(self) -> str:
-        alarms = self._pipeline.alarms
-        return f"{AlarmReport.of(alarms[-1])} on {self.uri}" if alarms else f"health alarm on {self.uri}"
+        alarms = AlarmReport.all_of(self._pipeline.alarms, self._faults)
+        return f"{alarms[-1]} on {self.uri}" if alarms else f"health alarm on {self.uri}"
 
     def status(self) -> SourceStatus:
         """What the source is and has done; of the moment of closing once it is closed. ForkedError in a child."""
@@ -369,7 +377,12 @@ class Source:
         return self._final or self._status()
 
     def _status(self) -> SourceStatus:
-        driver, ring, counts = self.driver, self.ring, self._pipeline.counts
+        driver, ring = self.driver, self.ring
+        # In this order, because bits flow meanwhile: what was drawn is then never more than what was put into the ring,
+        # and that never more than came of the raw bytes.
+        handed_out, destroyed, unread = ring.bytes_out, ring.bytes_destroyed, ring.unread
+        put_in = ring.bytes_in
+        counts = self._pipeline.counts
         # The thread may not have noticed yet that the pipeline stopped.
         flow = {_C.Flow.starting: "starting", _C.Flow.flowing: "flowing", _C.Flow.stopped: "alarm"}[self._pipeline.flow]
         return SourceStatus(
@@ -386,18 +399,18 @@ class Source:
             device=dict(driver.details),
             conditioner=self._conditioner,
             raw_bytes_per_block=self._pipeline.block_bytes,
-            alarms=tuple(AlarmReport.of(a) for a in self._pipeline.alarms),
+            alarms=AlarmReport.all_of(self._pipeline.alarms, self._faults),
             alarm_counts=counts["alarms"],
             transient_alarms=counts["transients"],
             transport_errors=counts["transport_errors"],
             raw_bytes_in=counts["raw_in"],
             raw_bytes_held_back=counts["raw_held"],
             raw_bytes_dropped=counts["raw_dropped"],
-            conditioned_bytes_out=32 * counts["blocks_out"],
-            bytes_handed_out=ring.bytes_out,
-            bytes_destroyed=ring.bytes_destroyed,
+            conditioned_bytes_out=put_in,
+            bytes_handed_out=handed_out,
+            bytes_destroyed=destroyed,
             ring_bytes=ring.capacity,
-            ring_unread=ring.unread,
+            ring_unread=unread,
             ring_locked=ring.locked,
             loop=driver.loop,
             passes=driver.passes,

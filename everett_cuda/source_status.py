@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+DEVICE_STATUS = "device status"
 _LABELS = {
     "quantum": "quantum",
     "quantum-remote": "quantum, remote (the provider knows these bits)",
@@ -18,7 +19,10 @@ def label(kind: str, loop: bool = False) -> str:
 
 @dataclass(frozen=True)
 class AlarmReport:
-    """One health alarm. offset: the raw byte, counted since the opening, with which the test reached its cutoff."""
+    """One health alarm. offset: the raw byte, counted since the opening, with which the test reached its cutoff.
+
+    said: of a device status, what the driver says that it means.
+    """
 
     test: str
     offset: int
@@ -26,17 +30,22 @@ class AlarmReport:
     cutoff: int
     startup: bool
     permanent: bool
+    said: str = ""
 
     @classmethod
-    def of(cls, record) -> "AlarmReport":
-        """From the C++ `AlarmRecord`."""
-        return cls(record.test, record.offset, record.value, record.cutoff, record.startup, record.permanent)
+    def all_of(cls, records: list, faults: list[str]) -> tuple["AlarmReport", ...]:
+        """From the C++ `AlarmRecord`s; faults: what was said of those that are a device status, in order."""
+        reports, said = [], iter(faults)
+        for r in records:
+            text = next(said) if r.test == DEVICE_STATUS else ""
+            reports.append(cls(r.test, r.offset, r.value, r.cutoff, r.startup, r.permanent, text))
+        return tuple(reports)
 
     def __str__(self) -> str:
         if self.test == "duplicate unit":
             return f"duplicate unit: the 512 bytes up to byte {self.offset} repeat those {self.value} units before"
-        if self.test == "device status":
-            return f"device status {self.value:#x} instead of {self.cutoff:#x} at byte {self.offset}"
+        if self.test == DEVICE_STATUS:
+            return f"device status {self.value:#x} instead of {self.cutoff:#x} at byte {self.offset}: {self.said}"
         return f"{self.test} {self.value} reached cutoff {self.cutoff} at byte {self.offset}"
 
 

@@ -8,9 +8,11 @@ import emulation
 import numpy as np
 import pytest
 from devices import lamp
+from devices.bare_machine import bare_machine
 
 from everett_cuda import _C, followers, kernels, keys
 
+pytest.register_assert_rewrite("cli_checks")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -69,7 +71,14 @@ def freshness(request):
 
 
 @pytest.fixture
-def roof(tmp_path, monkeypatch):
+def machine(tmp_path, monkeypatch):
+    """A `BareMachine`: this one's own devices are not looked at."""
+    with bare_machine(tmp_path / "machine", monkeypatch) as bare:
+        yield bare
+
+
+@pytest.fixture
+def roof(tmp_path, monkeypatch, machine):
     """A `lamp.Roof` with no lamps, and the lamps' driver installed, for this process and those it starts."""
     site, home = tmp_path / "site", tmp_path / "home"
     site.mkdir()

@@ -49,6 +49,14 @@ def test_what_a_device_calls_itself_is_text(roof):
     assert "\\x1b[2J" in doctor and "\x1b" not in doctor
 
 
+def test_serial_numbers_are_whole_on_a_narrow_terminal(roof):
+    roof.put({"serial": "0123456789ABCDEFGHIJ"})
+    table = everett("devices", columns=60).stdout
+    (row,) = (line for line in zip(*(line.split("│") for line in table.splitlines() if "│" in line), strict=True)
+              if "".join(line).replace(" ", "").startswith("0123"))  # fmt: skip
+    assert "".join(row).replace(" ", "") == "0123456789ABCDEFGHIJ"
+
+
 def test_a_driver_that_cannot_be_imported_is_named_and_the_others_are_listed(roof, tmp_path):
     roof.put({"serial": "7"})
     (tmp_path / "site" / "lamp_device-1.0.dist-info" / "entry_points.txt").write_text(

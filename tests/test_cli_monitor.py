@@ -78,7 +78,7 @@ def test_a_source_that_breaks_ends_it(roof, lamp, code, state, said):
 
 @pytest.mark.parametrize(
     "lamp, code, type_",
-    [({"trouble": "stuck"}, 4, "StartupTestFailed"), ({"trouble": "lost"}, 1, "DeviceLost"), (None, 1, "SourceError")],
+    [({"trouble": "stuck"}, 4, "StartupTestFailed"), ({"trouble": "lost"}, 1, "DeviceLost"), (None, 3, "DeviceNotFound")],
 )
 def test_a_source_that_cannot_be_opened_is_json_too(roof, lamp, code, type_):
     roof.put(*([{"serial": "7", **lamp}] if lamp else []))

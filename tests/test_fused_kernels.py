@@ -8,7 +8,7 @@ from test_kernels import GENERATORS, _record, isa  # noqa: F401  isa is a fixtur
 from vectors.make_law_v1 import RECORDS
 
 from everett_cuda import _C
-from everett_cuda.reference import fit, fused, gelu, ieee, rounding
+from everett_cuda.reference import fused, gelu, ieee, rounding
 
 DTYPES = {**TYPES, "float8_e4m3fn": 5, "float8_e5m2": 6}
 STORAGE = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
@@ -111,11 +111,6 @@ def test_wrong_arguments_are_refused():
 
 
 # --- GELU ---
-
-
-def test_coefficients_are_the_fitted_ones():
-    fitted = fit.table()
-    assert {name: fitted[name] for name in gelu.COEFFICIENTS} == gelu.COEFFICIENTS
 
 
 @pytest.mark.parametrize("approximate, worst, worst_slope", [("none", 2.2e-7, 2.2e-7), ("tanh", 1.6e-7, 2.1e-7)])

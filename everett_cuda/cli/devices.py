@@ -48,7 +48,9 @@ def _print_table(rows: list[dict]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("URI", "device", "kind", "serial", "rate", "min-entropy", "state")
+    table = Table()
+    for heading in ("URI", "device", "kind", "serial", "rate", "min-entropy", "state"):
+        table.add_column(heading, overflow="fold")  # whole on a narrow terminal too: URIs and serial numbers are copied
     for row in rows:
         cells = (
             row["uri"],

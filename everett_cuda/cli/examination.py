@@ -69,15 +69,15 @@ class Examination:
             return f'ev.open("{self.uri}"), or EVERETT_SOURCE={self.uri}'
         return next((f.next_step for f in self.findings if f.verdict == "fail" and f.next_step), "see the finding above")
 
-    def add(self, check: str, verdict: str, text: str, next_step: str = "") -> None:
+    def add(self, check: str, verdict: str, text: str, next_step: str = "", absent: bool = False) -> None:
         """Makes a finding."""
-        self.findings.append(Finding(check, verdict, text, next_step))
+        self.findings.append(Finding(check, verdict, text, next_step, absent))
         self.tell(self.findings[-1])
 
     def fail(self, check: str, text: str, code: ExitCode, next_step: str = "") -> None:
         """Makes a finding that decides the exit code, unless a graver one has (an alarm is the gravest)."""
         self.exit_code = max(self.exit_code, code)
-        self.add(check, "fail", text, next_step)
+        self.add(check, "fail", text, next_step, absent=code == ExitCode.NO_DEVICE)
 
     def to_json(self) -> dict:
         """The document that docs/cli.md describes."""
@@ -140,11 +140,10 @@ def _find(report: Examination):
         report.uri, uri = device.uri, parse_uri(device.uri)
     driver = driver_of(uri)
     uri.parameters(driver.parameters)
-    for number, finding in enumerate(driver.examine(uri)):
+    for finding in driver.examine(uri):
         if finding.verdict == "fail":
-            # The contract has "found" come first.
-            absent = driver.looks_for and number == 0
-            report.fail(finding.check, finding.text, ExitCode.NO_DEVICE if absent else ExitCode.BAD, finding.next_step)
+            code = ExitCode.NO_DEVICE if finding.absent else ExitCode.BAD
+            report.fail(finding.check, finding.text, code, finding.next_step)
         else:
             report.add(finding.check, finding.verdict, finding.text, finding.next_step)
     return driver
@@ -161,11 +160,7 @@ def _run(report: Examination, seconds: float, sample: Sample, metered: bool) -> 
         report.fail("start-up test", str(error), ExitCode.ALARM, next_step)
         return
     except SourceError as error:
-        driver = driver_of(parse_uri(uri))
-        code = exit_code_of(error)
-        if code == ExitCode.BAD and driver.looks_for and not driver.attached():
-            code = ExitCode.NO_DEVICE
-        report.fail("opens", str(error), code)
+        report.fail("opens", str(error), exit_code_of(error))
         return
     with source:
         report.status = status = source.status()

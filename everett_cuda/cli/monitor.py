@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..source_status import SourceStatus
     from .tap import Histogram
 
-DRAW_BYTES = 1 << 18
 METERED_RING_BYTES = 1 << 14
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 64
@@ -55,7 +54,8 @@ def monitor(
         while flows:
             before, started = source.status(), time.monotonic()
             while flows and time.monotonic() - started < seconds:
-                if metered or not source.ring.discard(DRAW_BYTES, 0.1):
+                # What is there, and not a large piece: a slow device may not fill one in a measurement.
+                if metered or not source.ring.discard(max(32, source.ring.unread), 0.1):
                     time.sleep(0.02)
                 flows = source.status().state in ("starting", "flowing")
             status = source.status()

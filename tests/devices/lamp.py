@@ -10,7 +10,7 @@ from pathlib import Path
 _MODULE = """
 import json, os, random, time
 from everett_cuda.drivers import Attached, DeviceFault, DeviceLost, Driver, Finding, TransportError
-from everett_cuda.errors import SourceError
+from everett_cuda.errors import DeviceNotFound, SourceError
 
 
 def lamps():
@@ -52,7 +52,7 @@ class LampDriver(Driver):
     def examine(cls, uri):
         found = [a for a in lamps() if a["serial"] == uri.rest]
         if not found:
-            return [Finding("found", "fail", f"no lamp {uri.rest} on the roof", "screw it in")]
+            return [Finding("found", "fail", f"no lamp {uri.rest} on the roof", "screw it in", absent=True)]
         state = found[0].get("state", "ready")
         if state != "ready":
             return [Finding("found", "ok", uri.rest), Finding("permission", "fail", state, "ask the janitor")]
@@ -66,7 +66,7 @@ class LampDriver(Driver):
                 if about.get("state", "ready") != "ready":
                     raise SourceError(f"lamp {uri.rest}: {about['state']}")
                 return cls(about)
-        raise SourceError(f"no lamp {uri.rest} on the roof")
+        raise DeviceNotFound(f"no lamp {uri.rest} on the roof")
 
     def readinto(self, buffer, timeout_s):
         trouble, at = self.about.get("trouble"), self.about.get("at", 0)

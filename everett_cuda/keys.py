@@ -78,7 +78,7 @@ def draw_cuda_record(index: int, generator: torch.Generator) -> bytes:
     """As `draw_record`, from the default generator of GPU `index`: the nonce is its seed and offset, the offset moves on
     by 4. Equal states on two GPUs are two draws with two keys, but the index itself does not enter the record.
 
-    Not while a stream is captured; `graphs.GraphKey` makes the records there.
+    Not while a stream is captured; `graph_key.GraphKey` makes the records there.
     """
     keyring = _keyring or _open_from_environment()
     nonce = _cuda_nonce

@@ -7,6 +7,9 @@ import threading
 import time
 from contextlib import contextmanager
 
+import pytest
+
+from everett_cuda.drivers import DeviceLost, Driver, TransportError
 from everett_cuda.errors import EverettError, Starved
 from everett_cuda.source import Source
 
@@ -42,6 +45,30 @@ def wait_until(true, timeout_s: float = 10.0) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def check_close_ends_a_read(driver: Driver) -> None:
+    """A read of another thread, which waits, ends with DeviceLost when the driver is closed; so does every later use. The
+    device must be silent. Closes twice."""
+    ended = []
+
+    def reader():
+        try:
+            while True:
+                driver.readinto(memoryview(bytearray(4096)), 0.2)
+        except TransportError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    time.sleep(0.3)
+    driver.close()
+    driver.close()
+    thread.join(1.0)
+    assert not thread.is_alive() and isinstance(ended[0], DeviceLost)
+    for use in (lambda: driver.readinto(memoryview(bytearray(10)), 0.1), lambda: driver.reconnect(0.2)):
+        with pytest.raises(DeviceLost, match="closed"):
+            use()
 
 
 @contextmanager

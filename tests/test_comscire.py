@@ -3,7 +3,6 @@
 import os
 import pty
 import subprocess
-import threading
 import time
 
 import numpy as np
@@ -13,10 +12,10 @@ from devices.comscire import DELIMITER, START, STATUS, STOP, ComScire, FtdiChip
 from devices.usb_bus import UsbBus
 from serial.tools import list_ports
 from serial.tools.list_ports_common import ListPortInfo
-from source_checks import UNIT, blocks, cut, nothing_left, take_until_end, wait_until
+from source_checks import UNIT, blocks, check_close_ends_a_read, cut, nothing_left, take_until_end, wait_until
 
 from everett_cuda import source
-from everett_cuda.drivers import DeviceFault, DeviceLost, TransportError, attached, driver_of, open_driver, parse_uri
+from everett_cuda.drivers import DeviceFault, TransportError, attached, driver_of, open_driver, parse_uri
 from everett_cuda.drivers.comscire_models import model_of
 from everett_cuda.drivers.ftdi_pipe import payload
 from everett_cuda.drivers.permission import udev_rule
@@ -438,25 +437,7 @@ def test_closing_ends_a_read_of_another_thread_and_may_be_done_twice(device):
     driver = open_driver("comscire:?latency=5")
     read(driver, 1)
     device.silent = True
-    ended = []
-
-    def reader():
-        try:
-            while True:
-                driver.readinto(memoryview(bytearray(4096)), 0.2)
-        except TransportError as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=reader)
-    thread.start()
-    time.sleep(0.2)
-    driver.close()
-    driver.close()
-    thread.join(1.0)
-    assert not thread.is_alive() and isinstance(ended[0], DeviceLost)
-    for use in (lambda: driver.readinto(memoryview(bytearray(10)), 0.1), lambda: driver.reconnect(0.2)):
-        with pytest.raises(DeviceLost, match="closed"):
-            use()
+    check_close_ends_a_read(driver)
 
 
 def test_two_hundred_openings_leave_nothing_behind(bus, device):

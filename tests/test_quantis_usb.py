@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from devices.quantis_usb import EmulatedBus, QuantisUsb
 from devices.quantis_usb_native import NativeBus, NativeQuantis
 from devices.seeded_bytes import Seeded, seeded_bytes
 from processes import in_forked_child
+from source_checks import UNIT, blocks, take_until_end, wait_until
 from usb.backend import libusb1
 from usb.core import USBError
 
@@ -667,29 +667,8 @@ def test_reader_refuses_what_cannot_be_meant(endpoint):
 
 # --- through the source ---
 
-N = 80
-UNIT = 512
-
-
 def hashes(raw):
-    return b"".join(hashlib.sha256(raw[i : i + N]).digest() for i in range(0, len(raw) - N + 1, N))
-
-
-def take_all(opened, piece=32):
-    """Everything until the source ends, and the exception that ended it."""
-    out = b""
-    try:
-        while True:
-            out += opened.take(piece, timeout_s=20)
-    except (SourceError, HealthAlarm) as error:
-        return out, error
-
-
-def wait_until(true, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    return b"".join(blocks(raw))
 
 
 def test_bits_are_the_hashes_of_the_devices_bytes(plug_in):
@@ -707,7 +686,7 @@ def test_bits_are_the_hashes_of_the_devices_bytes(plug_in):
 def test_a_device_that_goes_bad_is_stopped_and_nothing_unproven_leaves(plug_python, fault, words):
     plug_python(generator=Seeded(7, **fault))
     with Source.open("quantis-usb:", ring_bytes=16384) as opened:
-        out, error = take_all(opened)
+        out, error = take_until_end(opened, 20)
         status = opened.status()
     assert isinstance(error, HealthAlarm) and words in str(error) and SERIAL not in str(error)
     first = status.alarms[0]
@@ -765,7 +744,7 @@ def test_replaced_by_another_it_is_refused(plug_in):
         wait_until(lambda: opened.status().transport_errors == 1)
         other = plug_in("B", port=2)
         start = time.monotonic()
-        out, error = take_all(opened)
+        out, error = take_until_end(opened, 20)
         assert time.monotonic() - start < 2 and opened.status().state == "failed"
     assert type(error) is SourceError and "where Quantis USB A was there is now B" in str(error)
     assert other.served == 0
@@ -778,7 +757,7 @@ def test_unplugged_for_good_ends_the_source_in_time(plug_in, monkeypatch):
     with Source.open("quantis-usb:") as opened:
         device.unplug()
         start = time.monotonic()
-        error = take_all(opened)[1]
+        error = take_until_end(opened, 20)[1]
         assert time.monotonic() - start < 0.3 + 0.5 + 1  # patience, and a slice of looking for it
     assert type(error) is SourceError and "is gone" in str(error) and "waited 0.3 s" in str(error)
 
@@ -794,7 +773,7 @@ def test_a_long_stall_ends_the_source_and_a_short_one_does_not(plug_in, monkeypa
         out = opened.take(100_000, timeout_s=20)
         assert opened.status().transport_errors == 0
         device.silence()
-        rest, error = take_all(opened)
+        rest, error = take_until_end(opened, 20)
         assert "gave no bytes for 1 s" in str(error) and type(error) is SourceError
     assert hashes(seeded_bytes(7, DISCARDED, 4_000_000))[1000:].startswith(out + rest)
 
@@ -811,7 +790,7 @@ def test_a_module_that_fails_for_a_moment_is_a_transient_alarm_and_for_longer_a_
         status = opened.status()
         assert [(a.test, a.value, a.cutoff, a.permanent) for a in status.alarms] == [("device status", 0, 1, False)]
         device.status = 0
-        error = take_all(opened)[1]
+        error = take_until_end(opened, 20)[1]
         assert isinstance(error, HealthAlarm) and "device status 0x0 instead of 0x1" in str(error)
         assert opened.status().alarms[-1].permanent
 

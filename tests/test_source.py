@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from alarm_inputs import good_bytes
 from processes import in_forked_child
+from source_checks import wait_until
 
 from everett_cuda import _C, source
 from everett_cuda.drivers import DeviceFault, DeviceLost, Driver, MinEntropy, TransportError
@@ -44,13 +45,6 @@ def take_all(opened, piece=32):
             out += opened.take(piece, timeout_s=20)
     except (SourceError, HealthAlarm) as error:
         return out, error
-
-
-def wait_until(true, timeout_s=10.0):
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def pumps():

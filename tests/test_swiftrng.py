@@ -2,7 +2,6 @@
 
 import os
 import re
-import threading
 import time
 
 import pytest
@@ -11,12 +10,11 @@ from devices.usb_bus import UsbBus
 from processes import in_forked_child
 from serial.tools import list_ports
 from serial.tools.list_ports_common import ListPortInfo
-from source_checks import UNIT, blocks, cut, nothing_left, take_until_end, wait_until
+from source_checks import UNIT, blocks, check_close_ends_a_read, cut, nothing_left, take_until_end, wait_until
 
 from everett_cuda import source
 from everett_cuda.drivers import (
     DeviceFault,
-    DeviceLost,
     TransportError,
     attached,
     driver_of,
@@ -292,25 +290,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(device):
 def test_closing_ends_a_read_of_another_thread_and_may_be_done_twice(device):
     driver = open_driver("swiftrng:")
     device.silent = True
-    ended = []
-
-    def reader():
-        try:
-            while True:
-                driver.readinto(memoryview(bytearray(4096)), 5.0)
-        except TransportError as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=reader)
-    thread.start()
-    time.sleep(0.3)
-    driver.close()
-    driver.close()
-    thread.join(1.0)
-    assert not thread.is_alive() and isinstance(ended[0], DeviceLost)
-    for use in (lambda: driver.readinto(memoryview(bytearray(10)), 0.1), lambda: driver.reconnect(0.2)):
-        with pytest.raises(DeviceLost, match="closed"):
-            use()
+    check_close_ends_a_read(driver)
 
 
 def test_two_hundred_openings_leave_nothing_behind(device, monkeypatch):

@@ -17,6 +17,8 @@ const char* name_of(Drawn d) {
   return names[int(d)];
 }
 
+Family family_of(bool world) { return world ? Family::world : Family::rank; }
+
 thread_local struct {
   Drawn drawn = Drawn::must_wait;
   u64 ticket = 0;
@@ -126,21 +128,24 @@ void bind_key(py::module_& m) {
       .def_readwrite("on_repeat", &PyKeyring::on_repeat)
       .def(
           "draw",
-          [](PyKeyring& k, uintptr_t nonce_address, bool inference, int device) {
-            KeyRequest r{{device, 0, {}}, inference, {}};
+          [](PyKeyring& k, uintptr_t nonce_address, bool inference, int device, bool world) {
+            KeyRequest r{{device, 0, {}, family_of(world)}, inference, {}};
             return draw(k, nonce_address, r);
           },
-          py::arg("nonce_address"), py::arg("inference"), py::arg("device") = -1,
+          py::arg("nonce_address"), py::arg("inference"), py::arg("device") = -1, py::arg("world") = false,
           "Record (48 bytes) for a device's default generator (-1: the CPU's), outside a backward.")
       .def(
           "draw_at",
           [](PyKeyring& k, uintptr_t nonce_address, int device, u32 generator, bool inference, bool in_backward,
-             bool grad_enabled, bool keep_graph, bool nested, u64 node) {
-            KeyRequest r{{device, generator, {}}, inference, {in_backward, grad_enabled, keep_graph, nested, node}};
+             bool grad_enabled, bool keep_graph, bool nested, u64 node, bool world) {
+            KeyRequest r{{device, generator, {}, family_of(world)},
+                         inference,
+                         {in_backward, grad_enabled, keep_graph, nested, node}};
             return draw(k, nonce_address, r);
           },
           py::arg("nonce_address"), py::arg("device"), py::arg("generator"), py::arg("inference"),
           py::arg("in_backward"), py::arg("grad_enabled"), py::arg("keep_graph"), py::arg("nested"), py::arg("node"),
+          py::arg("world") = false,
           "Record (48 bytes) with every fact given; node = 2**64-1: none.")
       .def(
           "new_graph_key",

@@ -34,7 +34,7 @@ Drawn refusal(Take t) {
 }
 
 // Under inference a request always gets a new key and leaves no trace on the tape, which is what a graph's key needs.
-constexpr KeyRequest kNewKey{{-1, 0, {}}, true, {}};
+constexpr KeyRequest kNewKey{{-1, 0, {}, Family::rank}, true, {}};
 
 // The record of a key that was drawn; the key is wiped in any case.
 Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
@@ -128,7 +128,7 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
 
 Keyring::StepKey* Keyring::find_step_key(const DrawName& name) {
   for (StepKey& k : secrets().step_keys)
-    if (k.boundaries && k.device == name.device && k.generator == name.generator) return &k;
+    if (k.boundaries && k.device == name.device && k.generator == name.generator && k.family == name.family) return &k;
   return nullptr;
 }
 
@@ -138,6 +138,7 @@ void Keyring::keep_step_key(StepKey* place, const DrawName& name, const u8 key[3
   memcpy(place->key, key, 32);
   place->device = name.device;
   place->generator = name.generator;
+  place->family = name.family;
   place->boundaries = step_;
 }
 

@@ -20,7 +20,7 @@ namespace everett {
 
 enum class Freshness {
   op,    // every draw takes a key of its own
-  step,  // a device's generator keeps its key until the next step boundary
+  step,  // a device's generator keeps its key of a family until the next step boundary
 };
 enum class OnStarved { stretch, wait, error };
 
@@ -106,6 +106,7 @@ class Keyring {
     u8 key[32];
     i32 device;
     u32 generator;
+    Family family;
     u64 boundaries;  // it serves while this is the count; 0 never set
   };
   struct Secrets {

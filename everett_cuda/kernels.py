@@ -109,14 +109,14 @@ class Cpu:
     types = TYPES
 
     @staticmethod
-    def draw() -> bytes:
-        """The record of a new draw."""
-        return keys.draw_record()
+    def draw(world: bool = False) -> bytes:
+        """The record of a new draw; world: its family (`keys.draw_record`)."""
+        return keys.draw_record(world)
 
     @staticmethod
-    def mix(nonce: torch.Tensor, grad_enabled: bool) -> torch.Tensor:
+    def mix(nonce: torch.Tensor, grad_enabled: bool, world: bool = False) -> torch.Tensor:
         """The record (twelve int32) of a nonce that was drawn as a tensor."""
-        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled)), dtype=torch.int32)
+        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled, world)), dtype=torch.int32)
 
     @staticmethod
     def draw_and_drop(x: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, bytes]:

@@ -35,21 +35,21 @@ class Cuda:
         self.graph_key = GraphKey(index, module, current_stream, device)
         self.pool = DirectPool(index, module, current_stream, device)
 
-    def draw(self) -> bytes | torch.Tensor:
+    def draw(self, world: bool = False) -> bytes | torch.Tensor:
         """The record of a new draw: bytes, or twelve int32 on the GPU while a graph is captured."""
         stream = self._current_stream(self._index)
         capture = self._module.capture_id(self._index, stream)
         if capture:
             return self.graph_key.record(capture, stream)
         self.graph_key.prepare(stream)
-        return keys.draw_cuda_record(self._index, self._generator)
+        return keys.draw_cuda_record(self._index, self._generator, world)
 
-    def mix(self, nonce: torch.Tensor, grad_enabled: bool) -> torch.Tensor:
+    def mix(self, nonce: torch.Tensor, grad_enabled: bool, world: bool = False) -> torch.Tensor:
         stream = self._current_stream(self._index)
         if self._module.capture_id(self._index, stream):
             return self.graph_key.derive(nonce.view(1, 2), stream)[0]
         self.graph_key.prepare(stream)
-        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled)), dtype=torch.int32)
+        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled, world)), dtype=torch.int32)
 
     def draw_and_drop(self, x: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, bytes | torch.Tensor]:
         record = self.draw()

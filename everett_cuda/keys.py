@@ -55,8 +55,11 @@ _hook = None
 _nonce = NonceBuffer()
 
 
-def draw_record() -> bytes:
+def draw_record(world: bool = False) -> bytes:
     """The subkey record (48 bytes, 12 little-endian words) of one draw from the CPU's default generator.
+
+    world: the family of the draw (csrc/tape.h): numbers that may reach weights, permutations or control flow, which ranks
+    with equal torch states must have alike; else masks, attention and noise.
 
     Advances torch's CPU generator by two 64-bit numbers, as `random_` does. For eager code on plain tensors
     (`nonce.can_go_direct`); everything else draws `nonce.nonce_tensor` and comes through `record_from_nonce`. May wait
@@ -67,14 +70,14 @@ def draw_record() -> bytes:
     nonce = _nonce
     nonce.fill(-(2**63), None)  # without arguments random_ would give 63 bits
     if graph_task_id() == -1:
-        return keyring.draw(nonce.address, is_inference())
-    return _draw_in_backward(keyring, nonce.address)
+        return keyring.draw(nonce.address, is_inference(), _CPU, world)
+    return _draw_in_backward(keyring, nonce.address, world=world)
 
 
 _cuda_nonce = CudaNonce()
 
 
-def draw_cuda_record(index: int, generator: torch.Generator) -> bytes:
+def draw_cuda_record(index: int, generator: torch.Generator, world: bool = False) -> bytes:
     """As `draw_record`, from the default generator of GPU `index`: the nonce is its seed and offset, the offset moves on
     by 4. Equal states on two GPUs are two draws with two keys, but the index itself does not enter the record.
 
@@ -84,8 +87,8 @@ def draw_cuda_record(index: int, generator: torch.Generator) -> bytes:
     nonce = _cuda_nonce
     nonce.fill(generator)
     if graph_task_id() == -1:
-        return keyring.draw(nonce.address, is_inference(), index)
-    return _draw_in_backward(keyring, nonce.address, device=index)
+        return keyring.draw(nonce.address, is_inference(), index, world)
+    return _draw_in_backward(keyring, nonce.address, device=index, world=world)
 
 
 def draw_graph_key(address: int) -> None:
@@ -110,14 +113,14 @@ def draw_dropout(stream, p, type_, x, y, n, threads) -> bytes:
     return _kernel(keyring, nonce.address, is_inference(), stream, p, type_, x, y, n, threads)
 
 
-def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> bytes:
+def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None, world: bool = False) -> bytes:
     """The subkey record of a nonce that was drawn as a tensor: int64, shape (2,), contiguous, real. From a GPU it is
     copied to the host, which waits for the GPU.
 
     The facts (the node being evaluated) are those of the calling thread now. grad_enabled: whether gradients were on
     where the op was called; None asks torch, which says no inside autograd.Function.forward. There give what the caller
-    saw, or a recomputation of an unknown nonce passes for a hook's new draw. Errors: as `draw_record`, and TypeError or
-    ValueError for another kind of tensor.
+    saw, or a recomputation of an unknown nonce passes for a hook's new draw. world: as for `draw_record`, as are the
+    errors, and TypeError or ValueError for another kind of tensor.
     """
     if type(nonce) is not torch.Tensor:
         raise TypeError(f"nonce: a plain torch.Tensor, got {type(nonce).__name__}; unwrap it inside the op")
@@ -128,12 +131,16 @@ def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> 
     keyring = _keyring or _open_from_environment()
     nonce = nonce.cpu()
     if graph_task_id() == -1:
-        return keyring.draw(nonce.data_ptr(), is_inference(), device)
-    return _draw_in_backward(keyring, nonce.data_ptr(), grad_enabled, device)
+        return keyring.draw(nonce.data_ptr(), is_inference(), device, world)
+    return _draw_in_backward(keyring, nonce.data_ptr(), grad_enabled, device, world)
 
 
 def _draw_in_backward(
-    keyring: "_C.Keyring", nonce_address: int, grad_enabled: bool | None = None, device: int = _CPU
+    keyring: "_C.Keyring",
+    nonce_address: int,
+    grad_enabled: bool | None = None,
+    device: int = _CPU,
+    world: bool = False,
 ) -> bytes:
     node = current_node()
     return keyring.draw_at(
@@ -146,6 +153,7 @@ def _draw_in_backward(
         keep_graph=keep_graph(),
         nested=is_nested_backward(),
         node=_NO_NODE if node is None else node._sequence_nr(),
+        world=world,
     )
 
 

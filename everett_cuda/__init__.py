@@ -14,13 +14,16 @@ __version__ = "0.1.0"
 # Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
     "errors": (
-        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "ReplayMiss", "SourceError",
-        "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "NoDistribution", "ReplayMiss",
+        "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
+    "categories": ("multinomial",),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
+    "generator": ("Generator",),
+    "integers": ("randint", "randint_like", "randperm"),
     "keys": ("configure", "set_freshness", "step"),
     "nn": ("convert",),
-    "noise": ("bernoulli", "exponential", "gumbel", "rand", "randn", "random_words"),
+    "noise": ("bernoulli", "exponential", "gumbel", "rand", "rand_like", "randn", "randn_like", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
@@ -31,12 +34,14 @@ __all__ = sorted([*_HOME, "nn"])
 
 if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __getattr__
     from . import nn
+    from .categories import multinomial
     from .errors import (
         BadParameter,
         DeviceNotFound,
         EverettError,
         ForkedError,
         HealthAlarm,
+        NoDistribution,
         ReplayMiss,
         SourceError,
         SourceExhausted,
@@ -46,9 +51,11 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         UnknownScheme,
     )
     from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
+    from .generator import Generator
+    from .integers import randint, randint_like, randperm
     from .keys import configure, set_freshness, step
     from .nn import convert
-    from .noise import bernoulli, exponential, gumbel, rand, randn, random_words
+    from .noise import bernoulli, exponential, gumbel, rand, rand_like, randn, randn_like, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
     from .session import close, current_source, open, status
     from .source import Source

@@ -45,5 +45,9 @@ class ForkedError(EverettError):
     """A forked child touched its parent's source or keys; it must open a source of its own."""
 
 
+class NoDistribution(EverettError, ValueError):
+    """Weights that are no distribution: NaN, infinite or negative ones, or too few above 0."""
+
+
 class ReplayMiss(EverettError):
     """A recomputation inside a backward asked for a key that no forward drew, or that the tape has dropped."""

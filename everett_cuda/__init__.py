@@ -18,6 +18,7 @@ _PUBLIC = {
         "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
+    "interception": ("install", "intercept", "uninstall"),
     "keys": ("configure", "set_freshness", "step"),
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "randn", "random_words"),
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         UnknownScheme,
     )
     from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
+    from .interception import install, intercept, uninstall
     from .keys import configure, set_freshness, step
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, randn, random_words

@@ -22,10 +22,13 @@ _PUBLIC = {
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "generator": ("Generator",),
     "integers": ("randint", "randint_like", "randperm"),
+    "interception": ("install", "intercept", "uninstall"),
     "keys": ("configure", "set_freshness", "step"),
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "rand_like", "randn", "randn_like", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
+    "rekey": ("rekey_torch",),
+    "seeding": ("seed_everything",),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
 }  # fmt: skip
@@ -57,10 +60,13 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
     from .generator import Generator
     from .integers import randint, randint_like, randperm
+    from .interception import install, intercept, uninstall
     from .keys import configure, set_freshness, step
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, rand_like, randn, randn_like, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
+    from .rekey import rekey_torch
+    from .seeding import seed_everything
     from .session import close, current_source, open, status
     from .source import Source
 

@@ -292,6 +292,18 @@ def _set(**changes) -> None:
             _keyring.set_policy(**_settings)
 
 
+def is_ours() -> bool:
+    """Whether a source is open whose keys this process may use: not in a child of the process that opened it."""
+    keyring = _keyring
+    return keyring is not None and not keyring.forked
+
+
+def require_source() -> None:
+    """Opens the source that EVERETT_SOURCE names if none is open. Raises SourceNotOpen, or ForkedError in a child."""
+    if (_keyring or _open_from_environment()).forked:
+        _refuse("forked")
+
+
 def counters() -> dict[str, int]:
     """What became of the draws since `attach`; empty without a source.
 

@@ -14,11 +14,12 @@ __version__ = "0.1.0"
 # Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
     "errors": (
-        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "ReplayMiss", "SourceError",
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "LedgerError", "ReplayMiss", "SourceError",
         "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "keys": ("configure", "set_freshness", "step"),
+    "ledgers.run": ("ledger",),
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "randn", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         EverettError,
         ForkedError,
         HealthAlarm,
+        LedgerError,
         ReplayMiss,
         SourceError,
         SourceExhausted,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     )
     from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
     from .keys import configure, set_freshness, step
+    from .ledgers.run import ledger
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, randn, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add

@@ -27,8 +27,8 @@ build: $(STAMP) ## create .venv and install the package in place (compiles C++, 
 demo: build ## train a small transformer with quantum dropout beside torch's, and sample text (SOURCE=URI)
 	$(PY) -m everett_cuda.demo --source "$(SOURCE)"
 
-test: build ## run the test suite (no GPU and no device needed)
-	$(PY) -m pytest -q
+test: build ## run the test suite on two workers (no GPU and no device needed)
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
 test-gpu: build ## run the tests that need an NVIDIA GPU, also under compute-sanitizer where it is found
 	$(PY) -m pytest -q -m gpu tests/gpu

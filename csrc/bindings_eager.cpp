@@ -18,7 +18,7 @@ PyObject* draw_dropout(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count != 10) throw py::type_error("draw_dropout takes 10 arguments");
     PyKeyring& keyring = py::cast<PyKeyring&>(py::handle(args[0]));
     const uintptr_t nonce = PyLong_AsUnsignedLongLong(args[1]);
-    KeyRequest request{{-1, 0, {}}, args[2] == Py_True, {}};
+    KeyRequest request{{-1, 0, {}, Family::rank}, args[2] == Py_True, {}};
     MaskedJob job{};
     job.op = MaskedOp::dropout;
     job.generator = static_cast<Generator>(PyLong_AsLong(args[3]));

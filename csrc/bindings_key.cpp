@@ -12,10 +12,12 @@ namespace {
 
 const char* name_of(Drawn d) {
   static const char* names[] = {"fresh",   "stretched",   "shared",           "reused", "replayed", "must_wait",
-                                "starved", "replay_miss", "replay_ambiguous", "ended",  "failed",   "alarm",
-                                "closed",  "forked"};
+                                "starved", "replay_miss", "replay_ambiguous", "withheld", "ended",  "failed",
+                                "alarm",   "closed",      "forked"};
   return names[int(d)];
 }
+
+Family family_of(bool world) { return world ? Family::world : Family::rank; }
 
 thread_local struct {
   Drawn drawn = Drawn::must_wait;
@@ -36,6 +38,22 @@ py::bytes draw(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request) {
   Subkey record;
   draw_or_raise(k, nonce_address, request, record);
   return py::bytes(reinterpret_cast<const char*>(&record), sizeof(record));
+}
+
+u8* checked_key(uintptr_t address) {
+  if (address == 0) throw py::value_error("the key needs 32 bytes of memory");
+  return reinterpret_cast<u8*>(address);
+}
+
+void new_key(PyKeyring& k, uintptr_t out_address, Drawn (Keyring::*take)(u8*),
+             Drawn (Keyring::*take_waiting)(u8*, const std::function<void()>&)) {
+  u8* out = checked_key(out_address);
+  Drawn drawn = (k.*take)(out);
+  if (drawn == Drawn::must_wait) {
+    py::gil_scoped_release nogil;
+    drawn = (k.*take_waiting)(out, check_signals);
+  }
+  if (!made_record(drawn)) refuse(k, drawn);
 }
 
 KeyPolicy policy_of(const std::string& freshness, const std::string& on_starved, u64 max_stretch, double timeout_s) {
@@ -126,35 +144,49 @@ void bind_key(py::module_& m) {
       .def_readwrite("on_repeat", &PyKeyring::on_repeat)
       .def(
           "draw",
-          [](PyKeyring& k, uintptr_t nonce_address, bool inference, int device) {
-            KeyRequest r{{device, 0, {}}, inference, {}};
+          [](PyKeyring& k, uintptr_t nonce_address, bool inference, int device, bool world) {
+            KeyRequest r{{device, 0, {}, family_of(world)}, inference, {}};
             return draw(k, nonce_address, r);
           },
-          py::arg("nonce_address"), py::arg("inference"), py::arg("device") = -1,
+          py::arg("nonce_address"), py::arg("inference"), py::arg("device") = -1, py::arg("world") = false,
           "Record (48 bytes) for a device's default generator (-1: the CPU's), outside a backward.")
       .def(
           "draw_at",
           [](PyKeyring& k, uintptr_t nonce_address, int device, u32 generator, bool inference, bool in_backward,
-             bool grad_enabled, bool keep_graph, bool nested, u64 node) {
-            KeyRequest r{{device, generator, {}}, inference, {in_backward, grad_enabled, keep_graph, nested, node}};
+             bool grad_enabled, bool keep_graph, bool nested, u64 node, bool world) {
+            KeyRequest r{{device, generator, {}, family_of(world)},
+                         inference,
+                         {in_backward, grad_enabled, keep_graph, nested, node}};
             return draw(k, nonce_address, r);
           },
           py::arg("nonce_address"), py::arg("device"), py::arg("generator"), py::arg("inference"),
           py::arg("in_backward"), py::arg("grad_enabled"), py::arg("keep_graph"), py::arg("nested"), py::arg("node"),
+          py::arg("world") = false,
           "Record (48 bytes) with every fact given; node = 2**64-1: none.")
       .def(
           "new_graph_key",
           [](PyKeyring& k, uintptr_t out_address) {
-            if (out_address == 0) throw py::value_error("the key needs 32 bytes of memory");
-            u8* out = reinterpret_cast<u8*>(out_address);
-            Drawn drawn = k.new_graph_key(out);
-            if (drawn == Drawn::must_wait) {
-              py::gil_scoped_release nogil;
-              drawn = k.new_graph_key_waiting(out, check_signals);
-            }
-            if (!made_record(drawn)) refuse(k, drawn);
+            new_key(k, out_address, &Keyring::new_graph_key, &Keyring::new_graph_key_waiting);
+          },
+          py::arg("out_address"),
+          "Writes a key for a GPU's graphs (32 bytes) to an address: the rank family's group key, or one that nothing else "
+          "has or gets.")
+      .def(
+          "new_key_to_share",
+          [](PyKeyring& k, uintptr_t out_address) {
+            new_key(k, out_address, &Keyring::new_key_to_share, &Keyring::new_key_to_share_waiting);
           },
           py::arg("out_address"), "Writes a key that nothing else has or gets (32 bytes) to an address.")
+      .def(
+          "set_group_key",
+          [](PyKeyring& k, bool world, uintptr_t key_address) {
+            k.set_group_key(family_of(world), checked_key(key_address));
+          },
+          py::arg("world"), py::arg("key_address"), "All draws of the family take this key (32 bytes at an address).")
+      .def(
+          "withhold_group_key", [](PyKeyring& k, bool world) { k.withhold_group_key(family_of(world)); },
+          py::arg("world"), "Draws of the family are refused until a group key is set, or all are cleared.")
+      .def("clear_group_keys", &PyKeyring::clear_group_keys, "Draws take keys of this process's own again.")
       .def("boundary", &PyKeyring::boundary, py::arg("sequence"))
       .def("boundary_ignored", &PyKeyring::boundary_ignored)
       .def(

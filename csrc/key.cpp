@@ -1,4 +1,4 @@
-// How a draw gets its key, in order: the tape, the step's key, the ring, the ratchet; see key.h for the rules.
+// How a draw gets its key, in order: the tape, the group's key, the step's, the ring, the ratchet; see key.h for the rules.
 #include "key.h"
 
 #include <string.h>
@@ -34,7 +34,8 @@ Drawn refusal(Take t) {
 }
 
 // Under inference a request always gets a new key and leaves no trace on the tape, which is what a graph's key needs.
-constexpr KeyRequest kNewKey{{-1, 0, {}}, true, {}};
+constexpr KeyRequest kGraphKey{{-1, 0, {}, Family::rank}, true, {}};
+constexpr KeyRequest kKeyToShare{{-1, 0, {}, Family::rank}, true, {}, true};
 
 // The record of a key that was drawn; the key is wiped in any case.
 Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
@@ -71,12 +72,23 @@ Drawn Keyring::draw_waiting(const KeyRequest& request, Subkey& out, u64& ticket,
 Drawn Keyring::new_graph_key(u8 out[32]) {
   Offer nothing;
   u64 ticket;
-  return take(kNewKey, nothing, out, ticket);
+  return take(kGraphKey, nothing, out, ticket);
 }
 
 Drawn Keyring::new_graph_key_waiting(u8 out[32], const std::function<void()>& between) {
   u64 ticket;
-  return take_waiting(kNewKey, out, ticket, between);
+  return take_waiting(kGraphKey, out, ticket, between);
+}
+
+Drawn Keyring::new_key_to_share(u8 out[32]) {
+  Offer nothing;
+  u64 ticket;
+  return take(kKeyToShare, nothing, out, ticket);
+}
+
+Drawn Keyring::new_key_to_share_waiting(u8 out[32], const std::function<void()>& between) {
+  u64 ticket;
+  return take_waiting(kKeyToShare, out, ticket, between);
 }
 
 Drawn Keyring::take(const KeyRequest& request, Offer& offer, u8 key[32], u64& ticket) {
@@ -105,14 +117,20 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
     case Found::ambiguous: drawn = Drawn::replay_ambiguous; break;
     case Found::nothing:
     case Found::unverified: {
+      const int family = int(request.name.family);
+      const GroupKey group = request.to_share ? GroupKey::none : group_[family];
+      if (group == GroupKey::withheld) {
+        drawn = Drawn::withheld;
+        break;
+      }
       bool by_step = policy_.freshness == Freshness::step && !request.inference;
-      StepKey* held = by_step ? find_step_key(request.name) : nullptr;
-      if (held && held->boundaries == step_) {
+      StepKey* held = by_step && group == GroupKey::none ? find_step_key(request.name) : nullptr;
+      if (group == GroupKey::set || (held && held->boundaries == step_)) {
         // New bits, though from an old key: not while an alarm stands, nor from a closed source.
         Take state = ring_->try_take(key, 0);
         bool open = state == Take::ok || state == Take::ended || state == Take::failed;
         drawn = open ? Drawn::shared : refusal(state);
-        if (open) memcpy(key, held->key, 32);
+        if (open) memcpy(key, group == GroupKey::set ? secrets().group_keys[family] : held->key, 32);
       } else {
         if (!new_key(offer, key, drawn)) return false;
         if (by_step && made_record(drawn)) keep_step_key(held, request.name, key);
@@ -128,7 +146,7 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
 
 Keyring::StepKey* Keyring::find_step_key(const DrawName& name) {
   for (StepKey& k : secrets().step_keys)
-    if (k.boundaries && k.device == name.device && k.generator == name.generator) return &k;
+    if (k.boundaries && k.device == name.device && k.generator == name.generator && k.family == name.family) return &k;
   return nullptr;
 }
 
@@ -138,6 +156,7 @@ void Keyring::keep_step_key(StepKey* place, const DrawName& name, const u8 key[3
   memcpy(place->key, key, 32);
   place->device = name.device;
   place->generator = name.generator;
+  place->family = name.family;
   place->boundaries = step_;
 }
 
@@ -248,9 +267,32 @@ void Keyring::set_ring(Ring* ring) {
   std::lock_guard<std::mutex> lock(mutex_);
   ring_ = ring;
   wipe(&secrets(), sizeof(Secrets));
+  for (GroupKey& g : group_)
+    if (g == GroupKey::set) g = GroupKey::withheld;
   can_stretch_ = false;
   ratchet_state_++;
   counters_.stretched_in_a_row = 0;
+}
+
+void Keyring::set_group_key(Family family, const u8 key[32]) {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  memcpy(secrets().group_keys[int(family)], key, 32);
+  group_[int(family)] = GroupKey::set;
+}
+
+void Keyring::withhold_group_key(Family family) {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  wipe(secrets().group_keys[int(family)], 32);
+  group_[int(family)] = GroupKey::withheld;
+}
+
+void Keyring::clear_group_keys() {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  wipe(secrets().group_keys, sizeof(secrets().group_keys));
+  for (GroupKey& g : group_) g = GroupKey::none;
 }
 
 KeyCounters Keyring::counters() const {

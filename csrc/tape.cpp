@@ -18,7 +18,8 @@ u32 this_thread() {
 }
 
 bool same(const DrawName& a, const DrawName& b) {
-  return a.nonce[0] == b.nonce[0] && a.nonce[1] == b.nonce[1] && a.device == b.device && a.generator == b.generator;
+  return a.nonce[0] == b.nonce[0] && a.nonce[1] == b.nonce[1] && a.device == b.device && a.generator == b.generator &&
+         a.family == b.family;
 }
 
 }  // namespace

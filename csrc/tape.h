@@ -1,6 +1,6 @@
 // The tape: which key a draw used, so that a recomputation inside a backward finds the key of its forward.
 //
-// A draw is named by (device, generator, nonce): equal names mean equal torch RNG states. The law of `find`:
+// A draw is named by (family, device, generator, nonce): equal names mean equal torch RNG states. The law of `find`:
 // 1. Outside a backward: within a step the same name always finds the same key, and nothing is ever overwritten. (Fresh
 //    keys under no_grad gave silently wrong gradients: a reentrant checkpoint runs its forward with gradients off.)
 // 2. Entries leave by count only, oldest first, never by age: a generator's graph may live over any number of steps of
@@ -30,10 +30,18 @@
 
 namespace everett {
 
+// What a draw decides, and so whose key it may take where several processes work on one model.
+enum class Family : u32 {
+  rank,   // masks, attention, added noise and rounding: each rank its own, but one group of tensor-parallel ranks the same
+  world,  // numbers that may reach weights, permutations or control flow: all ranks whose torch states are equal the same
+};
+constexpr int kFamilies = 2;
+
 struct DrawName {
   i32 device;     // -1 the CPU, else the CUDA index; equal states on two devices are two draws
   u32 generator;  // 0 the device's default generator
   u64 nonce[2];
+  Family family = Family::rank;
 };
 
 // Where a draw happens, as torch told it on the calling thread.

@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 # Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
     "errors": (
-        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "LedgerError", "ReplayMiss", "SourceError",
-        "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "LedgerError", "RNGDesync",
+        "ReplayMiss", "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "keys": ("configure", "set_freshness", "step"),
@@ -28,10 +28,12 @@ _PUBLIC = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted([*_HOME, "nn"])
+_MODULES = ("distributed", "nn")
+
+__all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __getattr__
-    from . import nn
+    from . import distributed, nn
     from .errors import (
         BadParameter,
         DeviceNotFound,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         HealthAlarm,
         LedgerError,
         ReplayMiss,
+        RNGDesync,
         SourceError,
         SourceExhausted,
         SourceNotOpen,
@@ -58,8 +61,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
 
 
 def __getattr__(name: str):
-    if name == "nn":
-        return importlib.import_module(".nn", __name__)  # which makes it an attribute
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)  # which makes it an attribute
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -45,6 +45,10 @@ class ForkedError(EverettError):
     """A forked child touched its parent's source or keys; it must open a source of its own."""
 
 
+class RNGDesync(EverettError):
+    """Ranks that must have the same random numbers have not: their torch RNG states or their steps differ."""
+
+
 class ReplayMiss(EverettError):
     """A recomputation inside a backward asked for a key that no forward drew, or that the tape has dropped."""
 

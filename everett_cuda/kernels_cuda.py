@@ -11,7 +11,7 @@ import torch
 from . import followers, keys
 from .errors import EverettError
 from .graph_key import GraphKey
-from .kernels import KINDS, TYPES, Fill, Mask, address, columns, record_bytes, strided
+from .kernels import KINDS, TYPES, Fill, Mask, address, columns, record_bytes, shard_offset, strided
 from .pool import DirectPool
 
 _NO_AFFINE = (0.0, 0.0, 0.0)
@@ -35,21 +35,21 @@ class Cuda:
         self.graph_key = GraphKey(index, module, current_stream, device)
         self.pool = DirectPool(index, module, current_stream, device)
 
-    def draw(self) -> bytes | torch.Tensor:
+    def draw(self, world: bool = False) -> bytes | torch.Tensor:
         """The record of a new draw: bytes, or twelve int32 on the GPU while a graph is captured."""
         stream = self._current_stream(self._index)
         capture = self._module.capture_id(self._index, stream)
         if capture:
             return self.graph_key.record(capture, stream)
         self.graph_key.prepare(stream)
-        return keys.draw_cuda_record(self._index, self._generator)
+        return keys.draw_cuda_record(self._index, self._generator, world)
 
-    def mix(self, nonce: torch.Tensor, grad_enabled: bool) -> torch.Tensor:
+    def mix(self, nonce: torch.Tensor, grad_enabled: bool, world: bool = False) -> torch.Tensor:
         stream = self._current_stream(self._index)
         if self._module.capture_id(self._index, stream):
             return self.graph_key.derive(nonce.view(1, 2), stream)[0]
         self.graph_key.prepare(stream)
-        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled)), dtype=torch.int32)
+        return torch.frombuffer(bytearray(keys.record_from_nonce(nonce, grad_enabled, world)), dtype=torch.int32)
 
     def draw_and_drop(self, x: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, bytes | torch.Tensor]:
         record = self.draw()
@@ -72,6 +72,17 @@ class Cuda:
             self._masked(*arguments, n, 0, 0, self._index, stream)
         else:
             self._module.masked_strided(*arguments, *strided(x, residual, y, mask), 0, 0, self._index, stream)
+        return y
+
+    def masked_shard(
+        self, x: torch.Tensor, residual: torch.Tensor | None, record, mask: Mask, whole: tuple, starts: list[int]
+    ) -> torch.Tensor:
+        y = _empty_like(x)
+        self._module.masked_strided(
+            mask.op(residual), self._record(record), mask.stream, mask.p, TYPES[x.dtype], mask.affine or _NO_AFFINE,
+            x.data_ptr(), address(residual), y.data_ptr(), *strided(x, residual, y, mask, whole),
+            shard_offset(whole, starts, mask), 0, self._index, self._current_stream(self._index),
+        )  # fmt: skip
         return y
 
     def fused(self, op: int, record, mask: Mask, x: torch.Tensor, bias, extra) -> torch.Tensor:

@@ -18,6 +18,7 @@ from .errors import (
     ForkedError,
     HealthAlarm,
     ReplayMiss,
+    RNGDesync,
     SourceError,
     SourceExhausted,
     SourceNotOpen,
@@ -55,8 +56,11 @@ _hook = None
 _nonce = NonceBuffer()
 
 
-def draw_record() -> bytes:
+def draw_record(world: bool = False) -> bytes:
     """The subkey record (48 bytes, 12 little-endian words) of one draw from the CPU's default generator.
+
+    world: the family of the draw (csrc/tape.h): numbers that may reach weights, permutations or control flow, which ranks
+    with equal torch states must have alike; else masks, attention and noise.
 
     Advances torch's CPU generator by two 64-bit numbers, as `random_` does. For eager code on plain tensors
     (`nonce.can_go_direct`); everything else draws `nonce.nonce_tensor` and comes through `record_from_nonce`. May wait
@@ -67,14 +71,14 @@ def draw_record() -> bytes:
     nonce = _nonce
     nonce.fill(-(2**63), None)  # without arguments random_ would give 63 bits
     if graph_task_id() == -1:
-        return keyring.draw(nonce.address, is_inference())
-    return _draw_in_backward(keyring, nonce.address)
+        return keyring.draw(nonce.address, is_inference(), _CPU, world)
+    return _draw_in_backward(keyring, nonce.address, world=world)
 
 
 _cuda_nonce = CudaNonce()
 
 
-def draw_cuda_record(index: int, generator: torch.Generator) -> bytes:
+def draw_cuda_record(index: int, generator: torch.Generator, world: bool = False) -> bytes:
     """As `draw_record`, from the default generator of GPU `index`: the nonce is its seed and offset, the offset moves on
     by 4. Equal states on two GPUs are two draws with two keys, but the index itself does not enter the record.
 
@@ -84,16 +88,22 @@ def draw_cuda_record(index: int, generator: torch.Generator) -> bytes:
     nonce = _cuda_nonce
     nonce.fill(generator)
     if graph_task_id() == -1:
-        return keyring.draw(nonce.address, is_inference(), index)
-    return _draw_in_backward(keyring, nonce.address, device=index)
+        return keyring.draw(nonce.address, is_inference(), index, world)
+    return _draw_in_backward(keyring, nonce.address, device=index, world=world)
 
 
 def draw_graph_key(address: int) -> None:
-    """Writes 32 bytes to `address`: a key that no other draw gets, for records that a CUDA graph derives on its GPU.
+    """Writes 32 bytes to `address`: a key that no other draw gets, for records that a CUDA graph derives on its GPU; where
+    the rank family has a group key, that one.
 
     Fresh, or stretched by the policy, and counted as one draw. Waits and raises as `draw_record`.
     """
     (_keyring or _open_from_environment()).new_graph_key(address)
+
+
+def draw_key_to_share(address: int) -> None:
+    """As `draw_graph_key`, for a key that is to become the group key of other processes too: never a group key itself."""
+    (_keyring or _open_from_environment()).new_key_to_share(address)
 
 
 _kernel = _C.draw_dropout
@@ -110,14 +120,14 @@ def draw_dropout(stream, p, type_, x, y, n, threads) -> bytes:
     return _kernel(keyring, nonce.address, is_inference(), stream, p, type_, x, y, n, threads)
 
 
-def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> bytes:
+def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None, world: bool = False) -> bytes:
     """The subkey record of a nonce that was drawn as a tensor: int64, shape (2,), contiguous, real. From a GPU it is
     copied to the host, which waits for the GPU.
 
     The facts (the node being evaluated) are those of the calling thread now. grad_enabled: whether gradients were on
     where the op was called; None asks torch, which says no inside autograd.Function.forward. There give what the caller
-    saw, or a recomputation of an unknown nonce passes for a hook's new draw. Errors: as `draw_record`, and TypeError or
-    ValueError for another kind of tensor.
+    saw, or a recomputation of an unknown nonce passes for a hook's new draw. world: as for `draw_record`, as are the
+    errors, and TypeError or ValueError for another kind of tensor.
     """
     if type(nonce) is not torch.Tensor:
         raise TypeError(f"nonce: a plain torch.Tensor, got {type(nonce).__name__}; unwrap it inside the op")
@@ -128,12 +138,16 @@ def record_from_nonce(nonce: torch.Tensor, grad_enabled: bool | None = None) -> 
     keyring = _keyring or _open_from_environment()
     nonce = nonce.cpu()
     if graph_task_id() == -1:
-        return keyring.draw(nonce.data_ptr(), is_inference(), device)
-    return _draw_in_backward(keyring, nonce.data_ptr(), grad_enabled, device)
+        return keyring.draw(nonce.data_ptr(), is_inference(), device, world)
+    return _draw_in_backward(keyring, nonce.data_ptr(), grad_enabled, device, world)
 
 
 def _draw_in_backward(
-    keyring: "_C.Keyring", nonce_address: int, grad_enabled: bool | None = None, device: int = _CPU
+    keyring: "_C.Keyring",
+    nonce_address: int,
+    grad_enabled: bool | None = None,
+    device: int = _CPU,
+    world: bool = False,
 ) -> bytes:
     node = current_node()
     return keyring.draw_at(
@@ -146,7 +160,32 @@ def _draw_in_backward(
         keep_graph=keep_graph(),
         nested=is_nested_backward(),
         node=_NO_NODE if node is None else node._sequence_nr(),
+        world=world,
     )
+
+
+# --- keys that a group of processes shares ------------------------------------------------------------------------------
+
+
+def set_group_key(world: bool, address: int) -> None:
+    """From now on every draw of a family takes the key at `address` (32 bytes) under its nonce, counted as `shared`: also
+    under torch.inference_mode, where equal torch RNG states then give equal bits. It stands until it is set again; a
+    recomputation still finds the key of its forward. A source that is opened anew withholds it. SourceNotOpen without
+    a source.
+    """
+    (_keyring or _open_from_environment()).set_group_key(world, address)
+
+
+def withhold_group_key(world: bool) -> None:
+    """Draws of a family raise RNGDesync from now on, until its group key is set again or all are cleared."""
+    if _keyring is not None:
+        _keyring.withhold_group_key(world)
+
+
+def clear_group_keys() -> None:
+    """Draws take keys of this process's own again."""
+    if _keyring is not None:
+        _keyring.clear_group_keys()
 
 
 # --- steps and settings -----------------------------------------------------------------------------------------------
@@ -304,6 +343,12 @@ def _refuse(reason: str) -> None:
         raise Starved(_starved_message())
     if reason in _REPLAY_ERRORS:
         raise ReplayMiss(_REPLAY_ERRORS[reason])
+    if reason == "withheld":
+        raise RNGDesync(
+            "this rank has no key in common with its group: the last step boundary failed, or the source was opened anew "
+            "since. A key of its own would give it other bits than the group. Call ev.distributed.setup(...) again on all "
+            "ranks, or ev.distributed.teardown() to draw alone."
+        )
     kind, message = _SOURCE_ERRORS[reason]
     raise kind(message)
 

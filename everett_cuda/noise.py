@@ -84,9 +84,9 @@ def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
     if not math.prod(size):
         return torch.empty(size, dtype=dtype, device=device)
     if in_plain_eager():
-        return runs.fill(runs.draw(), fill, p)
+        return runs.fill(runs.draw(world=True), fill, p)
     _refuse_tracing()
-    return _FillRecord.apply(_Mix.apply(nonce_tensor(device), torch.is_grad_enabled()), p, fill, device)
+    return _FillRecord.apply(_Mix.apply(nonce_tensor(device), torch.is_grad_enabled(), True), p, fill, device)
 
 
 def rand(*size, dtype=None, device=None, stream="chacha8", freshness=None) -> torch.Tensor:

@@ -185,8 +185,8 @@ class _Mix(torch.autograd.Function):
     """Nonce tensor (int64, (2,)) to subkey record (int32, (12,)): where functorch batches the nonce, each its own."""
 
     @staticmethod
-    def forward(nonce, grad_enabled):
-        return _of_tensor(nonce).mix(nonce, grad_enabled)
+    def forward(nonce, grad_enabled, world):
+        return _of_tensor(nonce).mix(nonce, grad_enabled, world)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -194,12 +194,12 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None, None
+        return None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, nonce, grad_enabled):
+    def vmap(info, in_dims, nonce, grad_enabled, world):
         nonce = nonce.movedim(in_dims[0], 0)
-        return torch.stack([_Mix.apply(nonce[i].contiguous(), grad_enabled) for i in range(info.batch_size)]), 0
+        return torch.stack([_Mix.apply(nonce[i].contiguous(), grad_enabled, world) for i in range(info.batch_size)]), 0
 
 
 def _refuse_strange(t: torch.Tensor, name: str) -> None:
@@ -236,7 +236,7 @@ def _masked_draw(x, mask, residual=None):
         return _masked(x, _NO_RECORD, mask, residual)
     if eager:
         return _eager(x, _of_tensor(x).draw(), mask, residual)
-    return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled()), mask, residual)
+    return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled(), False), mask, residual)
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------

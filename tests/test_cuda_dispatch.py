@@ -117,11 +117,11 @@ def test_noise_is_the_cpus(gpu, ring, monkeypatch, kind, direct):
 
     drawn = gpu.kernels.draw
     records = []
-    monkeypatch.setattr(gpu.kernels, "draw", lambda: records.append(drawn()) or records[-1])
+    monkeypatch.setattr(gpu.kernels, "draw", lambda world: records.append(drawn(world)) or records[-1])
     for dtype in list(FLOATS)[:4]:
         y = call(dtype)
         with monkeypatch.context() as patch:
-            patch.setattr(kernels.CPU, "draw", lambda: records[-1], raising=False)
+            patch.setattr(kernels.CPU, "draw", lambda world: records[-1], raising=False)
             patch.setitem(kernels._by_index, -1, kernels.CPU)
             expected = call(dtype)
         assert same_bits(y, expected) and y.shape == (7, 133)

@@ -280,6 +280,22 @@ def test_equal_rng_states_give_equal_bits_and_are_counted(ring):
     assert (counters["reused"], counters["fresh"], counters["draws"]) == (1, 2, 3)
 
 
+@pytest.mark.parametrize("freshness", ["op", "step"])
+def test_the_two_families_never_share_a_key(ring, freshness):
+    """Equal torch states, once for masks and once for what may reach weights: two keys, each found again by its own."""
+    ring.put(os.urandom(32 * 8))
+    keys.set_freshness(freshness)
+    records, kinds = [], []
+    for world in (False, True, False, True):
+        torch.manual_seed(0)
+        records.append(keys.draw_record(world))
+        kinds.append(kind())
+    assert kinds == ["fresh", "fresh", "reused", "reused"]
+    assert records[:2] == records[2:] and records[0] != records[1]
+    nonce = torch.frombuffer(bytearray(ctypes.string_at(keys._nonce.address, 16)), dtype=torch.int64)
+    assert [keys.record_from_nonce(nonce, None, world) for world in (False, True)] == records[:2]
+
+
 def test_tickets_number_the_draws(ring):
     ring.put(os.urandom(32 * 3))
     seen = []

@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "categories": ("multinomial",),
     "errors": (
-        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "NoDistribution", "RNGDesync",
-        "ReplayMiss", "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved",
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "LedgerError", "NoDistribution",
+        "RNGDesync", "ReplayMiss", "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved",
         "UnknownScheme",
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
@@ -24,6 +24,7 @@ _PUBLIC = {
     "integers": ("randint", "randint_like", "randperm"),
     "interception": ("install", "intercept", "uninstall"),
     "keys": ("configure", "set_freshness", "step"),
+    "ledgers.run": ("ledger",),
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "rand_like", "randn", "randn_like", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         EverettError,
         ForkedError,
         HealthAlarm,
+        LedgerError,
         NoDistribution,
         ReplayMiss,
         RNGDesync,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .integers import randint, randint_like, randperm
     from .interception import install, intercept, uninstall
     from .keys import configure, set_freshness, step
+    from .ledgers.run import ledger
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, rand_like, randn, randn_like, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add

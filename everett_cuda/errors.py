@@ -56,3 +56,7 @@ class NoDistribution(EverettError, ValueError):
 
 class ReplayMiss(EverettError):
     """A recomputation inside a backward asked for a key that no forward drew, or that the tape has dropped."""
+
+
+class LedgerError(EverettError):
+    """A ledger cannot be written or read, or a key to sign it with cannot be used."""

@@ -3,6 +3,7 @@
 import os
 import threading
 from dataclasses import dataclass
+from typing import Protocol
 
 from . import _C, followers, keys
 from .errors import SourceNotOpen
@@ -11,6 +12,19 @@ from .source_status import SourceStatus
 
 _source: Source | None = None
 _lock = threading.RLock()
+
+
+class Watcher(Protocol):
+    """A ledger: hears of every source of this process, before its keys are forgotten. It must not raise."""
+
+    def opened(self, source: Source) -> None: ...
+
+    def closed(self, source: Source) -> None: ...
+
+    def refused(self, uri: str, error: BaseException) -> None: ...
+
+
+watchers: list[Watcher] = []
 
 
 def open(uri: str | None = None) -> Source:
@@ -24,15 +38,19 @@ def open(uri: str | None = None) -> Source:
     uri = uri if uri is not None else os.environ.get("EVERETT_SOURCE", "auto")
     with _lock:
         if _source is not None:
-            _source.close()
+            _close(_source)
             _source = None
         try:
             source = Source.open(uri)
-        except BaseException:
+        except BaseException as error:
+            for watcher in watchers:
+                watcher.refused(uri, error)
             keys.detach()
             raise
         keys.attach(source.ring, lambda why: source.error_for(getattr(_C.Take, why), 32))
         _source = source
+        for watcher in watchers:
+            watcher.opened(source)
         keys.step()  # from here on no draw finds a key of the source before, though its recomputations still do
         return source
 
@@ -42,9 +60,15 @@ def close() -> None:
     global _source
     with _lock:
         if _source is not None:
-            _source.close()  # first: a thread that waits for bits, and holds what `detach` needs, is woken by it
+            _close(_source)  # first: a thread that waits for bits, and holds what `detach` needs, is woken by it
             _source = None
         keys.detach()
+
+
+def _close(source: Source) -> None:
+    source.close()
+    for watcher in watchers:
+        watcher.closed(source)
 
 
 def current_source() -> Source:

@@ -122,7 +122,9 @@ def draw_graph_key(address: int) -> None:
 
 
 def draw_key_to_share(address: int) -> None:
-    """As `draw_graph_key`, for a key that is to become the group key of other processes too: never a group key itself."""
+    """As `draw_graph_key`, for a key that is to become the group key of other processes too, and never a group key itself:
+    SHA-256("everett/1/share" 00 K) of a new key K, so that what is stretched from K later is known to this process only.
+    """
     (_keyring or _open_from_environment()).new_key_to_share(address)
 
 

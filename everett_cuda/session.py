@@ -1,5 +1,6 @@
 """The process's source: opened, closed and reported on here; `keys` draws from it, and `noise` its direct words."""
 
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
@@ -80,27 +81,36 @@ def current_source() -> Source:
     return _source
 
 
+def open_source(from_environment: bool = False) -> Source | None:
+    """The open source or None; from_environment: opens the one that EVERETT_SOURCE names, if any."""
+    if from_environment and _source is None:
+        with contextlib.suppress(SourceNotOpen):
+            return current_source()
+    return _source
+
+
 @dataclass(frozen=True)
 class Status:
     """The source, what became of the draws (`keys.counters`), the settings of the keys, and a line for each thing that
-    GPUs hold."""
+    GPUs hold, or that several processes share."""
 
     source: SourceStatus | None
     draws: dict[str, int]
     settings: dict
-    gpus: tuple[str, ...] = ()
+    followers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if self.source is None:
+        if self.source is None and not self.draws:
             return "source:       none open"
+        source = "source:       none open in this process" if self.source is None else f"{self.source}"
         d, s = self.draws, self.settings
         lines = (
-            f"{self.source}\n"
+            f"{source}\n"
             f"keys:         {d['fresh']:,} fresh, {d['stretched']:,} stretched, {d['shared']:,} shared, "
             f"{d['reused']:,} reused, {d['replayed']:,} replayed\n"
             f"settings:     freshness {s['freshness']}, on_starved {s['on_starved']} (max_stretch {s['max_stretch']:,})"
         )
-        return "\n".join([lines, *self.gpus])
+        return "\n".join([lines, *self.followers])
 
 
 def status() -> Status:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-from .. import __version__, _C, health
+from .. import _C, __version__, health
 from ..drivers.responses import Response
 from ..reference import LAW_VERSION
 from ..source import Source

@@ -14,14 +14,17 @@ __version__ = "0.1.0"
 # Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
     "errors": (
-        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "ReplayMiss", "SourceError",
-        "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "JournalError", "ReplayMismatch",
+        "ReplayMiss", "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
+    "journal_file": ("read_journal",),
+    "journaling": ("journal",),
     "keys": ("configure", "set_freshness", "step"),
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "randn", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
+    "replaying": ("replay",),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
 }  # fmt: skip
@@ -37,6 +40,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         EverettError,
         ForkedError,
         HealthAlarm,
+        JournalError,
+        ReplayMismatch,
         ReplayMiss,
         SourceError,
         SourceExhausted,
@@ -46,10 +51,13 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         UnknownScheme,
     )
     from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
+    from .journal_file import read_journal
+    from .journaling import journal
     from .keys import configure, set_freshness, step
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, randn, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
+    from .replaying import replay
     from .session import close, current_source, open, status
     from .source import Source
 

@@ -45,5 +45,13 @@ class ForkedError(EverettError):
     """A forked child touched its parent's source or keys; it must open a source of its own."""
 
 
+class JournalError(EverettError):
+    """A journal cannot be written, so nothing is drawn; or it cannot be read, or not be replayed here."""
+
+
+class ReplayMismatch(EverettError):
+    """A replayed program asked for something else than what its journal holds next."""
+
+
 class ReplayMiss(EverettError):
     """A recomputation inside a backward asked for a key that no forward drew, or that the tape has dropped."""

@@ -127,15 +127,16 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
     }
   }
   if (found == Found::reused || found == Found::replayed) drawn = witnessed(request, drawn, key);
-  if (!made_record(drawn)) wipe(key, 32);
   if (offer.kind == Offer::taken) counters_.discarded++;
   count(drawn, found == Found::unverified);
   return true;
 }
 
-Drawn Keyring::witnessed(const KeyRequest& request, Drawn drawn, const u8 key[32]) {
+Drawn Keyring::witnessed(const KeyRequest& request, Drawn drawn, u8 key[32]) {
   if (!witness_ || !made_record(drawn)) return drawn;
-  return witness_->see(request, drawn, counters_.draws + 1, key);
+  drawn = witness_->see(request, drawn, counters_.draws + 1, key);
+  if (!made_record(drawn)) wipe(key, 32);
+  return drawn;
 }
 
 Keyring::StepKey* Keyring::find_step_key(const DrawName& name) {

@@ -143,7 +143,7 @@ class Keyring {
   Drawn take_waiting(const KeyRequest& request, u8 key[32], u64& ticket, const std::function<void()>& between);
   bool choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn& drawn);
   bool new_key(Offer& offer, u8 key[32], Drawn& drawn);
-  Drawn witnessed(const KeyRequest& request, Drawn drawn, const u8 key[32]);
+  Drawn witnessed(const KeyRequest& request, Drawn drawn, u8 key[32]);
   StepKey* find_step_key(const DrawName& name);
   void keep_step_key(StepKey* place, const DrawName& name, const u8 key[32]);
   void count(Drawn drawn, bool unverified);

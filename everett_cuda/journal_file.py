@@ -251,7 +251,9 @@ class JournalReader:
         self.records += 1
         if record.type == CLOSE:
             self.closed = record.count == index
-            self.end = f"closed after {index} records" if self.closed else f"its closing record counts {record.count} records"
+            self.end = (
+                f"closed after {index} records" if self.closed else f"its closing record counts {record.count} records"
+            )
             if self._file.read(1):
                 self.end += "; there are bytes behind the closing record"
         return record

@@ -117,7 +117,9 @@ class ReplayedSource:
         except ValueError as error:
             raise JournalError(f"{self.path}: its header says too little to replay it: {error}") from None
         if versions and not self._allow_versions:
-            forbidden += [f"{line} (allow it with --allow-versions: masks are the same if all draws are)" for line in versions]
+            forbidden += [
+                f"{line} (allow it with --allow-versions: masks are the same if all draws are)" for line in versions
+            ]
         elif versions:
             notes = versions + notes
         if forbidden:
@@ -368,6 +370,4 @@ def _restore(state: Record) -> None:
     elif state.device < torch.cuda.device_count():
         torch.cuda.set_rng_state(tensor, state.device)
     else:
-        raise JournalError(f"the journal has a generator state of cuda:{state.device}, which is not here; replay it where it is")
-
-
+        raise JournalError(f"the journal has a generator state of cuda:{state.device}, which is not here")

@@ -92,9 +92,10 @@ class Status:
         if self.source is None:
             return "source:       none open"
         d, s = self.draws, self.settings
+        as_recorded = "as recorded: " if self.source.kind == "replayed" else ""
         lines = (
             f"{self.source}\n"
-            f"keys:         {'recorded as: ' if self.source.kind == 'replayed' else ''}{d['fresh']:,} fresh, {d['stretched']:,} stretched, {d['shared']:,} shared, "
+            f"keys:         {as_recorded}{d['fresh']:,} fresh, {d['stretched']:,} stretched, {d['shared']:,} shared, "
             f"{d['reused']:,} reused, {d['replayed']:,} replayed\n"
             f"settings:     freshness {s['freshness']}, on_starved {s['on_starved']} (max_stretch {s['max_stretch']:,})"
         )

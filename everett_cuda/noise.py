@@ -10,56 +10,30 @@ import operator
 
 import torch
 
-from . import kernels
+from . import kernels, registered
 from .errors import EverettError
 from .kernels import NOISE_TYPES, Fill
-from .nonce import in_plain_eager, is_capturing, nonce_tensor
-from .ops import _check_stream, _Mix, _refuse_strange, _refuse_tracing
+from .nonce import in_plain_eager, is_capturing, is_compiling
+from .ops import _check_stream, _refuse_strange, record_tensor
 
-
-class _FillRecord(torch.autograd.Function):
-    """A fill whose record is a tensor, so that functorch can batch it: each batch element then has its own noise."""
-
-    @staticmethod
-    def forward(record, p, fill, device):
-        return kernels.of_device(device).fill(record, fill, p)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, record, p, fill, device):
-        record_dim, p_dim, _, _ = in_dims
-        rows = [
-            _FillRecord.apply(
-                record if record_dim is None else record.select(record_dim, i),
-                p if p is None or p_dim is None else p.select(p_dim, i).contiguous(),
-                fill,
-                device,
-            )
-            for i in range(info.batch_size)
-        ]
-        return torch.stack(rows), 0
+_INTEGERS = (int, torch.SymInt)  # a SymInt must stay one: a compiled graph is for more than one size
 
 
 def _shape(size) -> tuple:
     if len(size) == 1 and isinstance(size[0], (tuple, list, torch.Size)):
         size = size[0]
-    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in size):
+    if any(isinstance(n, bool) or not (isinstance(n, _INTEGERS) or hasattr(n, "__index__")) for n in size):
         raise TypeError(f"size: integers, got {tuple(size)}")
-    size = tuple(operator.index(n) for n in size)
+    size = tuple(n if isinstance(n, _INTEGERS) else operator.index(n) for n in size)
     if any(n < 0 for n in size):
         raise ValueError(f"size: must not be negative, got {size}")
     return size
 
 
 def _device(device) -> torch.device:
-    return torch.get_default_device() if device is None else torch.device(device)
+    if device is not None:
+        return torch.device(device)
+    return torch.empty(0).device if is_compiling() else torch.get_default_device()  # which dynamo cannot trace
 
 
 def _refuse_another(device, p: torch.Tensor) -> None:
@@ -85,8 +59,7 @@ def _make(kind, size, dtype, device, stream, freshness, p=None) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device=device)
     if in_plain_eager():
         return runs.fill(runs.draw(world=True), fill, p)
-    _refuse_tracing()
-    return _FillRecord.apply(_Mix.apply(nonce_tensor(device), torch.is_grad_enabled(), True), p, fill, device)
+    return registered.fill(record_tensor(device, world=True), kind, size, dtype, fill.stream, p)
 
 
 def rand(*size, dtype=None, device=None, stream="chacha8", freshness=None) -> torch.Tensor:

@@ -15,6 +15,8 @@ of it, is right wherever the record or the nonce is the same.
 Library.define/impl and not custom_op: 12 us a call against 18, measured without a gradient on 16 elements.
 """
 
+import math
+
 import torch
 
 from . import kernels
@@ -65,8 +67,12 @@ mix = register("mix(Tensor nonce, bool grad_enabled, bool world) -> Tensor", _ru
 
 
 def _run_fill(record, kind, size, dtype, stream, p):
-    if p is not None and (p.dtype != torch.float64 or tuple(p.shape) != tuple(size)):
-        raise EverettError(f"fill: p must be float64 of shape {tuple(size)}, got {p.dtype}, {tuple(p.shape)}")
+    wanted = {"bernoulli": torch.float64, "integers": torch.int64}.get(kind)
+    if (p is None) != (wanted is None) or (p is not None and (p.dtype != wanted or p.numel() not in (1, math.prod(size)))):
+        raise EverettError(
+            f"fill: {kind} takes {f'p of {wanted}, one value or one an element' if wanted else 'no p'}, got "
+            f"{'none' if p is None else f'{p.dtype}, {tuple(p.shape)}'}"
+        )
     p = None if p is None else p.contiguous()
     return kernels.of_device(record.device).fill(record, Fill(kind, tuple(size), dtype, stream), p)
 
@@ -93,7 +99,8 @@ def _vmap_fill(info, in_dims, record, kind, size, dtype, stream, p):
     return torch.stack(rows), 0
 
 
-# kind: of kernels.KINDS. p: fp64, of the result's shape, for Bernoulli decisions only. On the record's device.
+# kind: of kernels.KINDS. p: the parameters of a Bernoulli decision (fp64) or an integer (int64), one or one an element.
+# On the record's device.
 fill = register(
     "fill(Tensor record, str kind, SymInt[] size, ScalarType dtype, int stream, Tensor? p) -> Tensor",
     _run_fill,

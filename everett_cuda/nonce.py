@@ -100,13 +100,8 @@ def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
     of a plain one.
     """
     refuse_device(torch.device(device))
-<<<<<<< HEAD
     if is_compiling() or _is_recorded():
-        quarters = [torch.randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
-=======
-    if is_compiling():
         quarters = [_randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
->>>>>>> main
         return torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32)
     # randint subtracts 2^63 from the word that random_ takes as it is; flipping the top bit gives the same nonce, so that
     # one RNG state finds one mask whether the call is plain or transformed.

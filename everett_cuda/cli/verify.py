@@ -62,7 +62,7 @@ def _lines(verdict: "Verdict") -> list[str]:
     lines = [f"run          {begin['run']} on {begin['host']}, begun {begin['utc']}"]
     if verdict.signed_by:
         lines.append(
-            f"names as its signer {verdict.signed_by}, whose signature covers {verdict.signed_lines} of {verdict.lines} lines"
+            f"signer       {verdict.signed_by} by its own words, for {verdict.signed_lines} of {verdict.lines} lines"
         )
     lines.append(f"last hash    {verdict.head}")
     for source in summary.sources.values():

@@ -49,6 +49,8 @@ _explain: Callable[[str], Exception | None] | None = None
 _lock = threading.Lock()  # of the four above, innermost: ev.open comes here holding a lock of its own
 _opening = threading.RLock()
 _hook = None
+_witness_error: Callable[[str], Exception] | None = None
+_watched_by = ""
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------
@@ -92,6 +94,26 @@ def draw_cuda_record(index: int, generator: torch.Generator, world: bool = False
     return _draw_in_backward(keyring, nonce.address, device=index, world=world)
 
 
+def draw_generator_record(generator: int, nonce_address: int, device: int = _CPU) -> bytes:
+    """As `draw_record(world=True)`, for an `ev.Generator`: generator is its number, from 1; its nonce (16 bytes) lies at an
+    address. device: -1 or the number of a GPU."""
+    keyring = _keyring or _open_from_environment()
+    if graph_task_id() != -1:
+        return _draw_in_backward(keyring, nonce_address, None, device, True, generator)
+    return keyring.draw_at(
+        nonce_address,
+        device,
+        generator,
+        inference=is_inference(),
+        in_backward=False,
+        grad_enabled=False,
+        keep_graph=False,
+        nested=False,
+        node=_NO_NODE,
+        world=True,
+    )
+
+
 def draw_graph_key(address: int) -> None:
     """Writes 32 bytes to `address`: a key that no other draw gets, for records that a CUDA graph derives on its GPU; where
     the rank family has a group key, that one.
@@ -102,7 +124,9 @@ def draw_graph_key(address: int) -> None:
 
 
 def draw_key_to_share(address: int) -> None:
-    """As `draw_graph_key`, for a key that is to become the group key of other processes too: never a group key itself."""
+    """As `draw_graph_key`, for a key that is to become the group key of other processes too, and never a group key itself:
+    SHA-256("everett/1/share" 00 K) of a new key K, so that what is stretched from K later is known to this process only.
+    """
     (_keyring or _open_from_environment()).new_key_to_share(address)
 
 
@@ -148,12 +172,13 @@ def _draw_in_backward(
     grad_enabled: bool | None = None,
     device: int = _CPU,
     world: bool = False,
+    generator: int = _DEFAULT_GENERATOR,
 ) -> bytes:
     node = current_node()
     return keyring.draw_at(
         nonce_address,
         device,
-        _DEFAULT_GENERATOR,
+        generator,
         inference=is_inference(),
         in_backward=True,
         grad_enabled=torch.is_grad_enabled() if grad_enabled is None else grad_enabled,
@@ -271,6 +296,18 @@ def _set(**changes) -> None:
             _keyring.set_policy(**_settings)
 
 
+def is_ours() -> bool:
+    """Whether a source is open whose keys this process may use: not in a child of the process that opened it."""
+    keyring = _keyring
+    return keyring is not None and not keyring.forked
+
+
+def require_source() -> None:
+    """Opens the source that EVERETT_SOURCE names if none is open. Raises SourceNotOpen, or ForkedError in a child."""
+    if (_keyring or _open_from_environment()).forked:
+        _refuse("forked")
+
+
 def counters() -> dict[str, int]:
     """What became of the draws since `attach`; empty without a source.
 
@@ -295,10 +332,11 @@ def attach(
     None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
     already there its tape stays as it is, so that graphs built before the source was opened again still recompute.
     """
-    global _keyring, _explain, _hook
+    global _keyring, _explain, _hook, _watched_by
     with _lock:
         if _keyring is None or _keyring.forked:
             keyring = _C.Keyring(ring, tape_entries, _refuse)
+            _watched_by = ""
             keyring.on_repeat = _warn_of_repeat
         else:
             keyring = _keyring
@@ -310,18 +348,63 @@ def attach(
         _keyring = keyring
 
 
+def watch(
+    witness: "_C.KeyWitness",
+    by: str,
+    error: Callable[[str], Exception],
+    more: Callable[[], None] | None = None,
+) -> None:
+    """Every draw from now on is told to `witness` (csrc/key.h) before its key is used: a journal, or a replay.
+
+    by: what watches, for errors. error: given "unrecorded" or "differs", the exception of a draw that it refused. more:
+    called by a draw of a replay that needs more records. Raises SourceNotOpen without a source.
+    """
+    global _witness_error, _watched_by
+    with _lock:
+        if _keyring is None:
+            raise SourceNotOpen(f"{by}: no source is open. {_NEXT_STEP}")
+        _keyring.on_unscripted = more
+        _keyring.set_witness(witness)
+        _witness_error, _watched_by = error, by
+
+
+def unwatch() -> None:
+    """Nobody is told of draws any more."""
+    global _watched_by
+    with _lock:
+        _watched_by = ""
+        if _keyring is not None:
+            _keyring.set_witness(None)
+
+
+def watched_by() -> str:
+    """What watches the draws of this process; empty: nothing."""
+    return _watched_by if _keyring is not None and not _keyring.forked else ""
+
+
+def continue_from(counts: dict[str, int]) -> None:
+    """Counts and tickets go on from these (`counters` of the run that is continued). SourceNotOpen without a source."""
+    with _lock:
+        if _keyring is None:
+            raise SourceNotOpen(f"counters continue from a checkpoint once a source is open. {_NEXT_STEP}")
+        _keyring.continue_from(counts)
+
+
 def detach() -> None:
     """Forgets the ring, the keys (also those on GPUs) and the tape; all is overwritten with zeros once no draw is
     running. ev.close does this."""
-    global _keyring, _explain
+    global _keyring, _explain, _watched_by
     with _lock:
         _keyring = _explain = None
+        _watched_by = ""
     followers.forget()
 
 
 def _open_from_environment() -> "_C.Keyring":
     """The source that EVERETT_SOURCE names, opened by the first draw (not in a set-uid program)."""
-    uri = os.environ.get("EVERETT_SOURCE") if os.geteuid() == os.getuid() and os.getegid() == os.getgid() else None
+    uri = None
+    if os.geteuid() == os.getuid() and os.getegid() == os.getgid():
+        uri = os.environ.get("EVERETT_SOURCE") or os.environ.get("EVERETT_REPLAY")  # a replay opens no URI
     if not uri:
         raise SourceNotOpen(f"a draw was asked for before any source was open. {_NEXT_STEP}")
     with _opening:
@@ -336,6 +419,8 @@ def _open_from_environment() -> "_C.Keyring":
 
 def _refuse(reason: str) -> None:
     """Raises the error of a draw that made no record."""
+    if reason in ("unrecorded", "differs"):
+        raise _witness_error(reason)
     told = _explain(reason) if _explain is not None and reason in _SOURCE_ERRORS else None
     if told is not None:
         raise told

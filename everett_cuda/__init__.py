@@ -23,6 +23,7 @@ _PUBLIC = {
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "randn", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
+    "reach": ("coverage",),
     "rekey": ("rekey_torch",),
     "seeding": ("seed_everything",),
     "session": ("close", "current_source", "open", "status"),
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, randn, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
+    from .reach import coverage
     from .rekey import rekey_torch
     from .seeding import seed_everything
     from .session import close, current_source, open, status

@@ -176,7 +176,7 @@ void bind_key(py::module_& m) {
           [](PyKeyring& k, uintptr_t out_address) {
             new_key(k, out_address, &Keyring::new_key_to_share, &Keyring::new_key_to_share_waiting);
           },
-          py::arg("out_address"), "Writes a key that nothing else has or gets (32 bytes) to an address.")
+          py::arg("out_address"), "Writes SHA-256('everett/1/share' 00 K) of a new key K (32 bytes) to an address.")
       .def(
           "set_group_key",
           [](PyKeyring& k, bool world, uintptr_t key_address) {

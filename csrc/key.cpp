@@ -53,6 +53,7 @@ Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
 }  // namespace
 
 void stretched_key(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/stretch", key, out); }
+void key_to_share(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/share", key, out); }
 void key_commitment(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/commit", key, out); }
 
 Keyring::Keyring(Ring* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
@@ -83,12 +84,16 @@ Drawn Keyring::new_graph_key_waiting(u8 out[32], const std::function<void()>& be
 Drawn Keyring::new_key_to_share(u8 out[32]) {
   Offer nothing;
   u64 ticket;
-  return take(kKeyToShare, nothing, out, ticket);
+  Drawn drawn = take(kKeyToShare, nothing, out, ticket);
+  if (made_record(drawn)) key_to_share(out, out);
+  return drawn;
 }
 
 Drawn Keyring::new_key_to_share_waiting(u8 out[32], const std::function<void()>& between) {
   u64 ticket;
-  return take_waiting(kKeyToShare, out, ticket, between);
+  Drawn drawn = take_waiting(kKeyToShare, out, ticket, between);
+  if (made_record(drawn)) key_to_share(out, out);
+  return drawn;
 }
 
 Drawn Keyring::take(const KeyRequest& request, Offer& offer, u8 key[32], u64& ticket) {

@@ -37,7 +37,7 @@ struct KeyRequest {
   DrawName name;
   bool inference = false;  // torch.inference_mode: no backward can need it, so always a new key, and no tape
   Place place;
-  bool to_share = false;  // a key that will become a group key: of this rank's own, whatever group key stands
+  bool to_share = false;  // for a key that will become a group key: of this process's own, whatever group key stands
 };
 
 // Where several processes work on one model, a family's draws may have to agree among a group of them. Then they take the
@@ -95,7 +95,8 @@ class Keyring {
   // counted as one draw. Else as the two above.
   Drawn new_graph_key(u8 out[32]);
   Drawn new_graph_key_waiting(u8 out[32], const std::function<void()>& between);
-  // The same for a key that is to be brought to others as their group key, whatever group key stands here.
+  // The same for a key that is to be brought to others as their group key, whatever group key stands here: SHA-256(label ||
+  // K) of a new key K. The network may see it, and K, which the ratchet goes on from, stays here.
   Drawn new_key_to_share(u8 out[32]);
   Drawn new_key_to_share_waiting(u8 out[32], const std::function<void()>& between);
 
@@ -159,8 +160,10 @@ class Keyring {
   GroupKey group_[kFamilies] = {};
 };
 
-// The ratchet, and what a ledger may publish of a key: SHA-256(label || key). The labels keep the two apart.
+// The ratchet, a key that others get, and what a ledger may publish of a key: SHA-256(label || key). The labels keep them
+// apart.
 void stretched_key(const u8 key[32], u8 out[32]);
+void key_to_share(const u8 key[32], u8 out[32]);
 void key_commitment(const u8 key[32], u8 out[32]);
 
 }  // namespace everett

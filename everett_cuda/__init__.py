@@ -13,15 +13,20 @@ __version__ = "0.1.0"
 
 # Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
+    "categories": ("multinomial",),
     "errors": (
-        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "RNGDesync", "ReplayMiss",
-        "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "LedgerError", "NoDistribution",
+        "RNGDesync", "ReplayMiss", "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved",
+        "UnknownScheme",
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
+    "generator": ("Generator",),
+    "integers": ("randint", "randint_like", "randperm"),
     "interception": ("install", "intercept", "uninstall"),
     "keys": ("configure", "set_freshness", "step"),
+    "ledgers.run": ("ledger",),
     "nn": ("convert",),
-    "noise": ("bernoulli", "exponential", "gumbel", "rand", "randn", "random_words"),
+    "noise": ("bernoulli", "exponential", "gumbel", "rand", "rand_like", "randn", "randn_like", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
     "reach": ("coverage",),
     "rekey": ("rekey_torch",),
@@ -37,12 +42,15 @@ __all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __getattr__
     from . import distributed, nn
+    from .categories import multinomial
     from .errors import (
         BadParameter,
         DeviceNotFound,
         EverettError,
         ForkedError,
         HealthAlarm,
+        LedgerError,
+        NoDistribution,
         ReplayMiss,
         RNGDesync,
         SourceError,
@@ -53,10 +61,13 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         UnknownScheme,
     )
     from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
+    from .generator import Generator
+    from .integers import randint, randint_like, randperm
     from .interception import install, intercept, uninstall
     from .keys import configure, set_freshness, step
+    from .ledgers.run import ledger
     from .nn import convert
-    from .noise import bernoulli, exponential, gumbel, rand, randn, random_words
+    from .noise import bernoulli, exponential, gumbel, rand, rand_like, randn, randn_like, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
     from .reach import coverage
     from .rekey import rekey_torch

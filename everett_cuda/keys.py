@@ -92,6 +92,26 @@ def draw_cuda_record(index: int, generator: torch.Generator, world: bool = False
     return _draw_in_backward(keyring, nonce.address, device=index, world=world)
 
 
+def draw_generator_record(generator: int, nonce_address: int, device: int = _CPU) -> bytes:
+    """As `draw_record(world=True)`, for an `ev.Generator`: generator is its number, from 1; its nonce (16 bytes) lies at an
+    address. device: -1 or the number of a GPU."""
+    keyring = _keyring or _open_from_environment()
+    if graph_task_id() != -1:
+        return _draw_in_backward(keyring, nonce_address, None, device, True, generator)
+    return keyring.draw_at(
+        nonce_address,
+        device,
+        generator,
+        inference=is_inference(),
+        in_backward=False,
+        grad_enabled=False,
+        keep_graph=False,
+        nested=False,
+        node=_NO_NODE,
+        world=True,
+    )
+
+
 def draw_graph_key(address: int) -> None:
     """Writes 32 bytes to `address`: a key that no other draw gets, for records that a CUDA graph derives on its GPU; where
     the rank family has a group key, that one.
@@ -102,7 +122,9 @@ def draw_graph_key(address: int) -> None:
 
 
 def draw_key_to_share(address: int) -> None:
-    """As `draw_graph_key`, for a key that is to become the group key of other processes too: never a group key itself."""
+    """As `draw_graph_key`, for a key that is to become the group key of other processes too, and never a group key itself:
+    SHA-256("everett/1/share" 00 K) of a new key K, so that what is stretched from K later is known to this process only.
+    """
     (_keyring or _open_from_environment()).new_key_to_share(address)
 
 
@@ -148,12 +170,13 @@ def _draw_in_backward(
     grad_enabled: bool | None = None,
     device: int = _CPU,
     world: bool = False,
+    generator: int = _DEFAULT_GENERATOR,
 ) -> bytes:
     node = current_node()
     return keyring.draw_at(
         nonce_address,
         device,
-        _DEFAULT_GENERATOR,
+        generator,
         inference=is_inference(),
         in_backward=True,
         grad_enabled=torch.is_grad_enabled() if grad_enabled is None else grad_enabled,

@@ -1,12 +1,13 @@
 """Group keys: what a family's draws become while a key that a group of processes shares is set."""
 
 import ctypes
+import hashlib
 import os
 
 import numpy as np
 import pytest
 import torch
-from key_reference import kind, nonce_bytes_of, reference_record
+from key_reference import kind, nonce_bytes_of, ratchet, reference_record
 
 from everett_cuda import _C, keys
 from everett_cuda.errors import HealthAlarm, RNGDesync
@@ -130,16 +131,32 @@ def test_a_key_to_share_is_this_ranks_own_and_graphs_take_the_group_key(ring):
     set_key(KEY)
     memory = (ctypes.c_uint8 * 32)()
     keys.draw_key_to_share(ctypes.addressof(memory))
-    assert bytes(memory) == own[:32] and kind_of_counts() == (1, 0)
+    assert bytes(memory) == shared(own[:32]) and kind_of_counts() == (1, 0)
     keys.draw_graph_key(ctypes.addressof(memory))
     assert bytes(memory) == KEY and kind_of_counts() == (1, 1)
     keys.withhold_group_key(world=False)
     keys.draw_key_to_share(ctypes.addressof(memory))
-    assert bytes(memory) == own[32:]
+    assert bytes(memory) == shared(own[32:])
     with pytest.raises(RNGDesync):
         keys.draw_graph_key(ctypes.addressof(memory))
     with pytest.raises(ValueError, match="32 bytes of memory"):
         keys.set_group_key(False, 0)
+
+
+def test_what_is_stretched_after_a_shared_key_cannot_be_known_from_it(ring):
+    ring.put(KEY)
+    memory = (ctypes.c_uint8 * 32)()
+    address = ctypes.addressof(memory)
+    keys.draw_key_to_share(address)
+    assert bytes(memory) == shared(KEY)
+    keys.draw_key_to_share(address)  # no fresh key is left
+    assert bytes(memory) == shared(ratchet(KEY))
+    (nonce,) = nonce_bytes_of(3)
+    assert keys.draw_record() == reference_record(ratchet(ratchet(KEY)), nonce)
+
+
+def shared(key):
+    return hashlib.sha256(b"everett/1/share\0" + key).digest()
 
 
 def kind_of_counts():

@@ -13,7 +13,7 @@ from . import noise
 from .categories import multinomial as quantum_multinomial
 from .integers import randint, randperm
 from .kernels import NOISE_TYPES
-from .nonce import functorch_level
+from .nonce import functorch_level, is_compiling
 from .stand_ins import INSTALLED, stands_for
 from .untouched import NOTHING_RANDOM, leave, why_not
 
@@ -39,6 +39,11 @@ def _why_not_made(dtype, layout, device, generator, names=None, types=NOISE_TYPE
     return None if kind in ("cpu", "cuda") else NOTHING_RANDOM if kind == "meta" else f"device {kind}"
 
 
+def _default_device() -> torch.device:
+    # dynamo can't call get_default_device, but knows where an empty tensor is
+    return torch.empty(0).device if is_compiling() else torch.get_default_device()
+
+
 def finished(values: torch.Tensor, out=None, requires_grad=False, pin_memory=False) -> torch.Tensor:
     """values, in `out` if there is one (resized as torch does)."""
     if out is not None:
@@ -59,7 +64,7 @@ def factory(name: str, make: Callable, default_dtype=torch.get_default_dtype, ty
         names=None, **kwargs,
     ):  # fmt: skip
         made_dtype = dtype or (default_dtype() if out is None else out.dtype)
-        made_on = device if device is not None else torch.get_default_device() if out is None else out.device
+        made_on = device if device is not None else _default_device() if out is None else out.device
         if why := _why_not_made(made_dtype, layout, made_on, generator, names, types):
             options = {
                 "out": out, "dtype": dtype, "layout": layout, "device": device, "requires_grad": requires_grad or None,
@@ -201,7 +206,7 @@ def normal(mean, std=None, size=None, *, generator=None, out=None, **options):
     else:
         dtype = options.get("dtype") or (torch.get_default_dtype() if out is None else out.dtype)
         device = options.get("device")
-        device = device if device is not None else torch.get_default_device() if out is None else out.device
+        device = device if device is not None else _default_device() if out is None else out.device
         why = None
     why = why or _why_not_made(dtype, options.get("layout"), device, generator, options.get("names"))
     if why:

@@ -30,6 +30,7 @@ _PUBLIC = {
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "rand_like", "randn", "randn_like", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
+    "reach": ("coverage",),
     "rekey": ("rekey_torch",),
     "replaying": ("replay",),
     "seeding": ("seed_everything",),
@@ -75,6 +76,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, rand_like, randn, randn_like, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
+    from .reach import coverage
     from .rekey import rekey_torch
     from .replaying import replay
     from .seeding import seed_everything

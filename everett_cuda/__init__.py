@@ -17,6 +17,7 @@ _PUBLIC = {
         "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "NoDistribution", "ReplayMiss",
         "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
+    "attention": ("scaled_dot_product_attention",),
     "categories": ("multinomial",),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "generator": ("Generator",),
@@ -34,6 +35,7 @@ __all__ = sorted([*_HOME, "nn"])
 
 if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __getattr__
     from . import nn
+    from .attention import scaled_dot_product_attention
     from .categories import multinomial
     from .errors import (
         BadParameter,

@@ -77,15 +77,23 @@ def _logical_strides(shape, mask: Mask) -> tuple[int, ...]:
     return (0,) * mask.batch + tuple(_row_major(own[:decided])) + (0,) * (len(own) - decided)
 
 
-def strided(x: torch.Tensor, residual: torch.Tensor | None, y: torch.Tensor, mask: Mask) -> tuple:
-    """Sizes, and strides of x, residual, y and the logical index, as the strided kernels take them."""
+def strided(
+    x: torch.Tensor, residual: torch.Tensor | None, y: torch.Tensor, mask: Mask, whole: tuple | None = None
+) -> tuple:
+    """Sizes, and strides of x, residual, y and the logical index, as the strided kernels take them. whole: the sizes of
+    the tensor that x is a shard of, None: x's own."""
     return (
         tuple(x.shape) or (1,),
         x.stride() or (1,),
         (0,) * (x.dim() or 1) if residual is None else residual.stride() or (1,),
         y.stride() or (1,),
-        _logical_strides(x.shape, mask) or (1,),
+        _logical_strides(x.shape if whole is None else whole, mask) or (1,),
     )
+
+
+def shard_offset(whole: tuple, starts: list[int], mask: Mask) -> int:
+    """The logical index of the first element of the shard that begins at `starts` in a tensor of sizes `whole`."""
+    return sum(start * step for start, step in zip(starts, _logical_strides(whole, mask), strict=True))
 
 
 def address(t: torch.Tensor | None) -> int:
@@ -156,6 +164,17 @@ class Cpu:
         _C.masked_strided(
             mask.op(residual), record, mask.stream, mask.p, TYPES[x.dtype], mask.affine or (0.0, 0.0, 0.0), x.data_ptr(),
             address(residual), y.data_ptr(), *strided(x, residual, y, mask), 0, 0, _threads(n),
+        )  # fmt: skip
+        return y
+
+    @staticmethod
+    def masked_shard(x: torch.Tensor, residual: torch.Tensor | None, record, mask: Mask, whole: tuple, starts: list[int]):
+        """The masked op on a shard, not empty, of a tensor of sizes `whole`, where its first element is at `starts`."""
+        y = _empty_like(x)
+        _C.masked_strided(
+            mask.op(residual), record_bytes(record), mask.stream, mask.p, TYPES[x.dtype], mask.affine or (0.0, 0.0, 0.0),
+            x.data_ptr(), address(residual), y.data_ptr(), *strided(x, residual, y, mask, whole),
+            shard_offset(whole, starts, mask), 0, _threads(x.numel()),
         )  # fmt: skip
         return y
 

@@ -11,7 +11,7 @@ import torch
 from . import followers, keys
 from .errors import EverettError
 from .graph_key import GraphKey
-from .kernels import KINDS, TYPES, Fill, Mask, address, columns, record_bytes, strided
+from .kernels import KINDS, TYPES, Fill, Mask, address, columns, record_bytes, shard_offset, strided
 from .pool import DirectPool
 
 _NO_AFFINE = (0.0, 0.0, 0.0)
@@ -80,6 +80,17 @@ class Cuda:
             self._masked(*arguments, n, 0, 0, self._index, stream)
         else:
             self._module.masked_strided(*arguments, *strided(x, residual, y, mask), 0, 0, self._index, stream)
+        return y
+
+    def masked_shard(
+        self, x: torch.Tensor, residual: torch.Tensor | None, record, mask: Mask, whole: tuple, starts: list[int]
+    ) -> torch.Tensor:
+        y = _empty_like(x)
+        self._module.masked_strided(
+            mask.op(residual), self._record(record), mask.stream, mask.p, TYPES[x.dtype], mask.affine or _NO_AFFINE,
+            x.data_ptr(), address(residual), y.data_ptr(), *strided(x, residual, y, mask, whole),
+            shard_offset(whole, starts, mask), 0, self._index, self._current_stream(self._index),
+        )  # fmt: skip
         return y
 
     def fused(self, op: int, record, mask: Mask, x: torch.Tensor, bias, extra) -> torch.Tensor:

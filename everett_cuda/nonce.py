@@ -40,6 +40,7 @@ _function_backward_code = _private("autograd.function.BackwardCFunction.apply").
 is_inference = torch.is_inference_mode_enabled
 is_compiling = torch.compiler.is_compiling
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_randint = torch.randint  # torch's own, also while `interception` has put ours in its place
 _STRIDED = torch.strided
 
 
@@ -50,7 +51,7 @@ class NonceBuffer(threading.local):
     def __init__(self):
         with torch.inference_mode(False):
             buffer = torch.empty(2, dtype=torch.int64, device="cpu")
-        self.fill = buffer.random_
+        self.fill = torch._C.TensorBase.random_.__get__(buffer)  # of torch.Tensor it may be ours (`interception`)
         self.address = buffer.data_ptr()
 
 
@@ -87,11 +88,11 @@ def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
     """
     refuse_device(torch.device(device))
     if is_compiling():
-        quarters = [torch.randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
+        quarters = [_randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
         return torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32)
     # randint subtracts 2^63 from the word that random_ takes as it is; flipping the top bit gives the same nonce, so that
     # one RNG state finds one mask whether the call is plain or transformed.
-    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device) ^ -(2**63)
+    return _randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device) ^ -(2**63)
 
 
 def in_plain_eager() -> bool:

@@ -18,8 +18,8 @@ from everett_cuda.reference import attention, keepdrop, stream
 LAW = json.loads(make_attention_v1.PATH.read_text())
 # (heads, queries, keys), global index of the first: a weight, parts of tiles, several chunks of keys, far away.
 PLACES = [
-    ((1, 1, 1), (0, 0, 0)), ((2, 5, 7), (0, 0, 0)), ((3, 33, 300), (7, 5, 70)), ((1, 16, 64), (2**32 - 1, 2**35 + 16, 2**20 + 3)),
-    ((2, 40, 517), (1, 15, 63)), ((1, 2, 1030), (0, 31, 255)), ((5, 1, 3), (9, 8, 2**31 - 16)),
+    ((1, 1, 1), (0, 0, 0)), ((2, 5, 7), (0, 0, 0)), ((3, 33, 300), (7, 5, 70)),
+    ((1, 16, 64), (2**32 - 1, 2**35 + 16, 2**20 + 3)), ((2, 40, 517), (1, 15, 63)), ((1, 2, 1030), (0, 31, 255)), ((5, 1, 3), (9, 8, 2**31 - 16)),
 ]  # fmt: skip
 
 
@@ -135,8 +135,8 @@ def test_the_gpu_matches_the_reference(emulated, dtype):
 
 def test_misuse(emulated):
     x = np.ones(8, np.float32)
-    good = dict(record=_record(0), generator=3, p=0.5, type=0, x=x.ctypes.data, out=x.ctypes.data, heads=0, queries=2, keys=4,
-                bh0=0, q0=0, k0=0)  # fmt: skip
+    good = dict(record=_record(0), generator=3, p=0.5, type=0, x=x.ctypes.data, out=x.ctypes.data, heads=0, queries=2,
+                keys=4, bh0=0, q0=0, k0=0)  # fmt: skip
     for call, more in ((_C.attention_mask, dict(threads=1)), (emulated.attention_mask, dict(device=0, stream=0))):
         call(**good, **more)
         for wrong in (dict(p=0.0), dict(p=1.0), dict(p=1 / 300), dict(p=0.98), dict(p=float("nan")), dict(type=4),

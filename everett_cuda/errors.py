@@ -45,13 +45,12 @@ class ForkedError(EverettError):
     """A forked child touched its parent's source or keys; it must open a source of its own."""
 
 
-<<<<<<< HEAD
 class RNGDesync(EverettError):
     """Ranks that must have the same random numbers have not: their torch RNG states or their steps differ."""
-=======
+
+
 class NoDistribution(EverettError, ValueError):
     """Weights that are no distribution: NaN, infinite or negative ones, or too few above 0."""
->>>>>>> distributions
 
 
 class ReplayMiss(EverettError):

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
+    "attention": ("scaled_dot_product_attention",),
     "categories": ("multinomial",),
     "errors": (
         "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "JournalError", "LedgerError",
@@ -45,6 +46,7 @@ __all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __getattr__
     from . import distributed, nn
+    from .attention import scaled_dot_product_attention
     from .categories import multinomial
     from .errors import (
         BadParameter,

@@ -27,6 +27,7 @@ _PUBLIC = {
     "replaying": ("replay",),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
+    "state": ("load_state_dict", "state_dict"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .replaying import replay
     from .session import close, current_source, open, status
     from .source import Source
+    from .state import load_state_dict, state_dict
 
 
 def __getattr__(name: str):

@@ -16,10 +16,20 @@ import torch
 
 from . import _C, environment, journal_file, keys
 from .errors import EverettError, ForkedError, JournalError, ReplayMismatch
-from .journal_file import CLOSE, DRAW, KEY, LOAD, STATE, STEP, WORDS, JournalReader, Record
+from .journal_file import (
+    CLOSE,
+    DRAW,
+    KEY,
+    LOAD,
+    REPLAY_REPORT_VARIABLE,
+    STATE,
+    STEP,
+    WORDS,
+    JournalReader,
+    Record,
+)
 from .source_status import SourceStatus
 
-REPORT_VARIABLE = "EVERETT_REPLAY_REPORT"
 _AHEAD = 256  # records handed to the script at a time
 _PIECE = 1 << 26  # bytes of direct words after which the writer begins another record
 
@@ -95,8 +105,8 @@ class ReplayedSource:
             self.refuse_if_over()
             if self.begun and (self.script.seen or self._words_seen):
                 raise ReplayMismatch(
-                    f"the program begins a second journal, but {self.path} has begun already, and one journal is replayed at "
-                    "a time: replay the other by itself, from where the program begins it"
+                    f"the program begins a second journal, but {self.path} has begun already, and one journal is replayed "
+                    "at a time: replay the other by itself, from where the program begins it"
                 )
             if not self.begun:
                 self._compare_environment()
@@ -130,6 +140,40 @@ class ReplayedSource:
                 "otherwise. " + "; ".join(notes),
                 stacklevel=4,
             )
+
+    def load(self, counts: dict[str, int]) -> None:
+        """The program loads a checkpoint: what comes next in the journal, or in its next segment, must be just that."""
+        with self._lock:
+            if not self.begun:
+                self.begin()
+            self.refuse_if_over()
+            if self._hands_out():
+                self._more()  # ends of steps that no draw has asked for yet
+            if not self.complete:
+                raise ReplayMismatch(
+                    f"{self.path}: the program loads a checkpoint after {self.seen} records that were compared, but the "
+                    "recorded one drew more before it did"
+                )
+            following = json.loads(self._next.data).get("next") if self._next and self._next.type == CLOSE else None
+            self.seen_before, self._words_seen = self.seen, 0
+            if following:
+                self._reader.close()
+                self._open(self.path.with_name(following))
+                self.begin()
+            record = self._next
+            if (
+                record is None
+                or record.type != LOAD
+                or (record.ticket, record.count) != (counts["draws"], counts["boundaries"])
+            ):
+                index = self._reader.records if record is None else record.index
+                asked = f"the loading of a checkpoint of draw {counts['draws']}, step {counts['boundaries']}"
+                raise self._mismatch(index, record, asked)
+            self._advance()
+            self.seen_before += 1
+            self._begin_script()
+            self.attach()
+            keys.continue_from(counts)
 
     # --- records ------------------------------------------------------------------------------------------------------
 
@@ -284,15 +328,14 @@ class ReplayedSource:
         with self._lock:
             if self._over or self.ring.forked:
                 return
-            complete = self.complete
-            seen = self.seen
+            complete, seen = self.complete, self.seen
             self._over = "the program closed its journal"
             self._report(complete)
             self._reader.close()
             if self.begun and not complete:
                 raise ReplayMismatch(
-                    f"{self.path} holds more than the program asked for: it closed its journal after {seen} records that were "
-                    "compared. It is not the program that was recorded, or it ended early."
+                    f"{self.path} holds more than the program asked for: it closed its journal after {seen} records that "
+                    "were compared. It is not the program that was recorded, or it ended early."
                 )
 
     def close(self) -> None:
@@ -307,7 +350,7 @@ class ReplayedSource:
 
     def _report(self, complete: bool) -> None:
         """For `everett replay`, which waits for the program: a file in the folder that it made."""
-        folder = os.environ.get(REPORT_VARIABLE)
+        folder = os.environ.get(REPLAY_REPORT_VARIABLE)
         if folder and Path(folder).is_dir():
             said = {"journal": str(self.path), "compared": self.seen, "complete": complete, "end": self._end()}
             (Path(folder) / f"{os.getpid()}.json").write_text(json.dumps(said))

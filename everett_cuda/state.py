@@ -51,8 +51,8 @@ def load_state_dict(state: dict, *, journal_key: bytes | None = None) -> None:
     if now is None and wanted is not None and wanted["encrypted"] and journal_key is None:
         if not isinstance(source, ReplayedSource):
             raise JournalError(
-                f"{wanted['path']} was encrypted, and its next segment must be too: give journal_key, or call ev.journal(...) "
-                "before ev.load_state_dict"
+                f"{wanted['path']} was encrypted, and its next segment must be too: give journal_key, or call "
+                "ev.journal(...) before ev.load_state_dict"
             )
     settings = state["settings"]
     keys.set_freshness(settings["freshness"])

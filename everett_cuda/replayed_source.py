@@ -70,6 +70,7 @@ class ReplayedSource:
         self._allow_versions = allow_versions
         self._lock = threading.RLock()
         self._over = ""  # why nothing more comes
+        self._differs = ""  # the first difference: a program may catch the error and go on, but not end well
         self.seen_before = 0  # records of segments before this one
         self._open(path)
         self.uri = f"journal:{self.path}"
@@ -217,10 +218,11 @@ class ReplayedSource:
         else:
             recorded = str(expected)
         self._over = self._over or f"record {index} of {self.path} differs"
-        return ReplayMismatch(
+        self._differs = self._differs or (
             f"record {index} of {self.path}: recorded was {recorded}; the program asked for {asked}. It is not the program "
             "that was recorded: its code, its data, its seeds or its order of draws differ."
         )
+        return ReplayMismatch(self._differs)
 
     def _end(self) -> str:
         if self._next is None:
@@ -231,8 +233,12 @@ class ReplayedSource:
 
     def end_step(self) -> None:
         """The program ended a step: raises ReplayMismatch if the journal's step had more in it."""
+        if self._differs:
+            raise ReplayMismatch(self._differs)
         if not self.begun or self._over:
             return
+        if self._steps_given < self.script.step and self._hands_out():
+            self._more()
         while len(self._steps) > max(0, self._steps_given - self.script.step):
             self._steps.popleft()
         if self.script.difference is not None:
@@ -250,7 +256,7 @@ class ReplayedSource:
         asked = f"{len(out)} bytes of direct words for {_place(place)}"
         done = 0
         with self._lock:
-            self.refuse_if_over()
+            self._refuse_unless_begun()
             while done < len(out):
                 record = self._next_words(place, asked)
                 if len(record.data) != min(len(out) - done, _PIECE):
@@ -273,7 +279,6 @@ class ReplayedSource:
         raise self._mismatch(self._reader.records if self._next is None else self._next.index, None, asked)
 
     def _hands_out(self) -> bool:
-        self._refuse_unless_begun()
         return self._next is not None and self._next.type in (KEY, DRAW, STEP, WORDS)
 
     def take(self, n: int, timeout_s: float | None = None) -> bytes:
@@ -309,6 +314,8 @@ class ReplayedSource:
         """JournalError once the replay has ended, ForkedError in a child."""
         if self.ring.forked:
             raise self.error_for(_C.Take.forked, 0)
+        if self._differs:
+            raise ReplayMismatch(self._differs)
         if self._over:
             raise self.error_for(_C.Take.closed, 0)
 
@@ -320,12 +327,14 @@ class ReplayedSource:
     @property
     def complete(self) -> bool:
         """Whether the program asked for everything that the journal holds."""
-        left = self.script.waiting or any(self._words.values()) or (self._next is not None and self._hands_out())
+        left = self.script.waiting or any(self._words.values()) or self._hands_out()
         return self.begun and not left and self.script.difference is None
 
     def finish(self) -> None:
         """Nothing more is replayed. ReplayMismatch if the journal holds something that the program did not ask for."""
         with self._lock:
+            if self._differs:
+                raise ReplayMismatch(self._differs)
             if self._over or self.ring.forked:
                 return
             complete, seen = self.complete, self.seen

@@ -82,8 +82,8 @@ def _check(state: dict) -> None:
     rank, world_size = environment.rank_and_world_size()
     if state["world_size"] != world_size:
         raise EverettError(
-            f"the state was saved by one of {state['world_size']} ranks, and here are {world_size}: who draws what would not be "
-            "the same. Resume on as many ranks, or begin anew: leave ev.load_state_dict out, and counters start at 0."
+            f"the state was saved by one of {state['world_size']} ranks, and here are {world_size}: who draws what would "
+            "not be the same. Resume on as many ranks, or begin anew: leave ev.load_state_dict out, and counters start at 0."
         )
     if state["rank"] != rank:
         raise EverettError(f"the state is that of rank {state['rank']}, and this is rank {rank}: each rank loads its own")

@@ -369,7 +369,11 @@ def test_a_forked_child_writes_nothing_into_its_parents_journal(source, tmp_path
 
         def child():
             said = []
-            for attempt in (keys.draw_record, lambda: source.direct_words(1), lambda: journal._take(memoryview(b"1"), -1, 0)):
+            for attempt in (
+                keys.draw_record,
+                lambda: source.direct_words(1),
+                lambda: journal._take(memoryview(b"1"), -1, 0),
+            ):
                 try:
                     said.append(str(attempt()))
                 except ForkedError:

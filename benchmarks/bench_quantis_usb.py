@@ -16,8 +16,9 @@ from benchmarks.harness import check, quantile_row, spin
 from everett_cuda.drivers import open_driver
 from everett_cuda.source import Source
 from tests.devices import quantis_usb_native, quantis_usb_wire
-from tests.devices.quantis_usb import EmulatedBus, QuantisUsb
+from tests.devices.quantis_usb import QuantisUsb
 from tests.devices.seeded_bytes import Seeded, seeded_bytes
+from tests.devices.usb_bus import UsbBus
 
 READ_BYTES = 32 << 20
 DISCARDED_BYTES = 4096  # by quantis-usb, when it begins to read
@@ -33,7 +34,7 @@ def run(quick: bool = False) -> list[dict]:
 
 
 def _rows(repeats: int) -> Iterator[dict]:
-    yield from _in_process("through pyusb", EmulatedBus(QuantisUsb(Seeded(7))), repeats)
+    yield from _in_process("through pyusb", UsbBus(QuantisUsb(Seeded(7))), repeats)
     with tempfile.TemporaryDirectory() as folder:
         missing = quantis_usb_native.why_not()
         if missing:
@@ -51,13 +52,13 @@ def _rows(repeats: int) -> Iterator[dict]:
             yield from _on_the_wire(Path(folder), repeats)
 
 
-def _in_process(how: str, bus: EmulatedBus, repeats: int) -> Iterator[dict]:
+def _in_process(how: str, bus: UsbBus, repeats: int) -> Iterator[dict]:
     buffer = bytearray(65536)
     view = memoryview(buffer)
     with bus.plugged_into_pyusb():
         for transfer in ("512", "64KiB"):
             driver = open_driver(f"quantis-usb:transfer={transfer}")
-            begun = bus.devices[0].served
+            begun = bus.gadgets[0].served
             got = driver.readinto(view, 1.0)
             first = begun + max(DISCARDED_BYTES, int(driver.details["transfer"].split()[0]))
             check(got > 0 and buffer[:got] == seeded_bytes(7, first, got), "the device's bytes")
@@ -71,7 +72,7 @@ def _in_process(how: str, bus: EmulatedBus, repeats: int) -> Iterator[dict]:
             yield quantile_row("quantis_usb", "quantis-usb", f"in process, {how}, {transfer} a transfer", "MB/s", rates)
 
 
-def _paced(bus: EmulatedBus, repeats: int) -> Iterator[dict]:
+def _paced(bus: UsbBus, repeats: int) -> Iterator[dict]:
     """In turns with an idle main thread, which shows what the machine's other work takes."""
     percent = {"an idle": [], "a spinning": []}
     with bus.plugged_into_pyusb(), Source.open("quantis-usb:") as source:

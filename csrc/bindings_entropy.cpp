@@ -243,7 +243,8 @@ void bind_pipeline(py::module_& m) {
                                                py::arg("raw_dropped") = c.raw_dropped,
                                                py::arg("blocks_out") = c.blocks_out,
                                                py::arg("transport_errors") = c.transport_errors,
-                                               py::arg("transients") = c.transients, py::arg("alarms") = alarms);
+                                               py::arg("transients") = c.transients, py::arg("startups") = c.startups,
+                                               py::arg("alarms") = alarms);
                              })
       .def("raw_offset", &Pipeline::raw_offset, py::arg("block"), "Raw offset of the bytes behind a block (IndexError)")
       .def_property_readonly("block_bytes", &Pipeline::block_bytes)

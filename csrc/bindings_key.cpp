@@ -12,8 +12,8 @@ namespace {
 
 const char* name_of(Drawn d) {
   static const char* names[] = {"fresh",   "stretched",   "shared",           "reused", "replayed", "must_wait",
-                                "starved", "replay_miss", "replay_ambiguous", "ended",  "failed",   "alarm",
-                                "closed",  "forked",      "unrecorded",       "unscripted", "differs"};
+                                "starved", "replay_miss", "replay_ambiguous", "withheld", "ended",  "failed",
+                                "alarm",   "closed",      "forked",           "unrecorded", "unscripted", "differs"};
   return names[int(d)];
 }
 
@@ -52,6 +52,19 @@ py::bytes draw(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request) {
   Subkey record;
   draw_or_raise(k, nonce_address, request, record);
   return py::bytes(reinterpret_cast<const char*>(&record), sizeof(record));
+}
+
+u8* checked_key(uintptr_t address) {
+  if (address == 0) throw py::value_error("the key needs 32 bytes of memory");
+  return reinterpret_cast<u8*>(address);
+}
+
+void new_key(PyKeyring& k, uintptr_t out_address, Drawn (Keyring::*take)(u8*),
+             Drawn (Keyring::*take_waiting)(u8*, const std::function<void()>&)) {
+  u8* out = checked_key(out_address);
+  Drawn drawn = draw_by_all_means(
+      k, [&] { return (k.*take)(out); }, [&] { return (k.*take_waiting)(out, check_signals); });
+  if (!made_record(drawn)) refuse(k, drawn);
 }
 
 KeyPolicy policy_of(const std::string& freshness, const std::string& on_starved, u64 max_stretch, double timeout_s) {
@@ -181,13 +194,27 @@ void bind_key(py::module_& m) {
       .def(
           "new_graph_key",
           [](PyKeyring& k, uintptr_t out_address) {
-            if (out_address == 0) throw py::value_error("the key needs 32 bytes of memory");
-            u8* out = reinterpret_cast<u8*>(out_address);
-            Drawn drawn = draw_by_all_means(
-                k, [&] { return k.new_graph_key(out); }, [&] { return k.new_graph_key_waiting(out, check_signals); });
-            if (!made_record(drawn)) refuse(k, drawn);
+            new_key(k, out_address, &Keyring::new_graph_key, &Keyring::new_graph_key_waiting);
           },
-          py::arg("out_address"), "Writes a key that nothing else has or gets (32 bytes) to an address.")
+          py::arg("out_address"),
+          "Writes a key for a GPU's graphs (32 bytes) to an address: the rank family's group key, or one that nothing else "
+          "has or gets.")
+      .def(
+          "new_key_to_share",
+          [](PyKeyring& k, uintptr_t out_address) {
+            new_key(k, out_address, &Keyring::new_key_to_share, &Keyring::new_key_to_share_waiting);
+          },
+          py::arg("out_address"), "Writes SHA-256('everett/1/share' 00 K) of a new key K (32 bytes) to an address.")
+      .def(
+          "set_group_key",
+          [](PyKeyring& k, bool world, uintptr_t key_address) {
+            k.set_group_key(family_of(world), checked_key(key_address));
+          },
+          py::arg("world"), py::arg("key_address"), "All draws of the family take this key (32 bytes at an address).")
+      .def(
+          "withhold_group_key", [](PyKeyring& k, bool world) { k.withhold_group_key(family_of(world)); },
+          py::arg("world"), "Draws of the family are refused until a group key is set, or all are cleared.")
+      .def("clear_group_keys", &PyKeyring::clear_group_keys, "Draws take keys of this process's own again.")
       .def("boundary", &PyKeyring::boundary, py::arg("sequence"))
       .def("boundary_ignored", &PyKeyring::boundary_ignored)
       .def(

@@ -98,7 +98,7 @@ Drawn Journal::see(const KeyRequest& request, Drawn drawn, u64 ticket, const u8 
   const bool with_key = drawn == Drawn::fresh || drawn == Drawn::stretched;
   RecordHead head{with_key ? RecordType::key : RecordType::draw};
   head.drawn = u8(drawn);
-  head.family = request.graph ? 2 : u8(request.name.family);
+  head.family = request.use == KeyRequest::draw ? u8(request.name.family) : u8(1 + request.use);
   head.device = request.name.device;
   head.generator = request.name.generator;
   head.ticket = ticket;

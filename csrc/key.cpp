@@ -1,4 +1,4 @@
-// How a draw gets its key, in order: the tape, the step's key, the ring, the ratchet; see key.h for the rules.
+// How a draw gets its key, in order: the tape, the group's key, the step's, the ring, the ratchet; see key.h for the rules.
 #include "key.h"
 
 #include <string.h>
@@ -34,7 +34,8 @@ Drawn refusal(Take t) {
 }
 
 // Under inference a request always gets a new key and leaves no trace on the tape, which is what a graph's key needs.
-constexpr KeyRequest kNewKey{{-1, 0, {}, Family::rank}, true, {}, true};
+constexpr KeyRequest kGraphKey{{-1, 0, {}, Family::rank}, true, {}, KeyRequest::graph};
+constexpr KeyRequest kKeyToShare{{-1, 0, {}, Family::rank}, true, {}, KeyRequest::to_share};
 
 // The record of a key that was drawn; the key is wiped in any case.
 Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
@@ -52,6 +53,7 @@ Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
 }  // namespace
 
 void stretched_key(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/stretch", key, out); }
+void key_to_share(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/share", key, out); }
 void key_commitment(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/commit", key, out); }
 
 Keyring::Keyring(Ring* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
@@ -71,12 +73,27 @@ Drawn Keyring::draw_waiting(const KeyRequest& request, Subkey& out, u64& ticket,
 Drawn Keyring::new_graph_key(u8 out[32]) {
   Offer nothing;
   u64 ticket;
-  return take(kNewKey, nothing, out, ticket);
+  return take(kGraphKey, nothing, out, ticket);
 }
 
 Drawn Keyring::new_graph_key_waiting(u8 out[32], const std::function<void()>& between) {
   u64 ticket;
-  return take_waiting(kNewKey, out, ticket, between);
+  return take_waiting(kGraphKey, out, ticket, between);
+}
+
+Drawn Keyring::new_key_to_share(u8 out[32]) {
+  Offer nothing;
+  u64 ticket;
+  Drawn drawn = take(kKeyToShare, nothing, out, ticket);
+  if (made_record(drawn)) key_to_share(out, out);
+  return drawn;
+}
+
+Drawn Keyring::new_key_to_share_waiting(u8 out[32], const std::function<void()>& between) {
+  u64 ticket;
+  Drawn drawn = take_waiting(kKeyToShare, out, ticket, between);
+  if (made_record(drawn)) key_to_share(out, out);
+  return drawn;
 }
 
 Drawn Keyring::take(const KeyRequest& request, Offer& offer, u8 key[32], u64& ticket) {
@@ -105,14 +122,20 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
     case Found::ambiguous: drawn = Drawn::replay_ambiguous; break;
     case Found::nothing:
     case Found::unverified: {
+      const int family = int(request.name.family);
+      const GroupKey group = request.use == KeyRequest::to_share ? GroupKey::none : group_[family];
+      if (group == GroupKey::withheld) {
+        drawn = Drawn::withheld;
+        break;
+      }
       bool by_step = policy_.freshness == Freshness::step && !request.inference;
-      StepKey* held = by_step ? find_step_key(request.name) : nullptr;
-      if (held && held->boundaries == step_) {
+      StepKey* held = by_step && group == GroupKey::none ? find_step_key(request.name) : nullptr;
+      if (group == GroupKey::set || (held && held->boundaries == step_)) {
         // New bits, though from an old key: not while an alarm stands, nor from a closed source.
         Take state = ring_->try_take(key, 0);
         bool open = state == Take::ok || state == Take::ended || state == Take::failed;
         drawn = open ? Drawn::shared : refusal(state);
-        if (open) memcpy(key, held->key, 32);
+        if (open) memcpy(key, group == GroupKey::set ? secrets().group_keys[family] : held->key, 32);
       } else if (witness_ && witness_->gives_keys()) {
         drawn = witness_->give(request, key);
       } else if (!new_key(offer, key, drawn)) {
@@ -276,9 +299,32 @@ void Keyring::set_ring(Ring* ring) {
   std::lock_guard<std::mutex> lock(mutex_);
   ring_ = ring;
   wipe(&secrets(), sizeof(Secrets));
+  for (GroupKey& g : group_)
+    if (g == GroupKey::set) g = GroupKey::withheld;
   can_stretch_ = false;
   ratchet_state_++;
   counters_.stretched_in_a_row = 0;
+}
+
+void Keyring::set_group_key(Family family, const u8 key[32]) {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  memcpy(secrets().group_keys[int(family)], key, 32);
+  group_[int(family)] = GroupKey::set;
+}
+
+void Keyring::withhold_group_key(Family family) {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  wipe(secrets().group_keys[int(family)], 32);
+  group_[int(family)] = GroupKey::withheld;
+}
+
+void Keyring::clear_group_keys() {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  wipe(secrets().group_keys, sizeof(secrets().group_keys));
+  for (GroupKey& g : group_) g = GroupKey::none;
 }
 
 KeyCounters Keyring::counters() const {

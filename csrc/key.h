@@ -37,21 +37,36 @@ struct KeyRequest {
   DrawName name;
   bool inference = false;  // torch.inference_mode: no backward can need it, so always a new key, and no tape
   Place place;
-  bool graph = false;  // the key itself is asked for, for a CUDA graph: it has no name
+  // What the key is for: a draw; or it is itself what is asked for, and has no name.
+  enum Use : u8 {
+    draw,
+    graph,     // a CUDA graph's
+    to_share,  // will become a group key: of this process's own, whatever group key stands
+  } use = draw;
+};
+
+// Where several processes work on one model, a family's draws may have to agree among a group of them. Then they take the
+// group key, which was brought from outside, under their nonces (`shared`): every draw, also under inference_mode, where
+// equal nonces then give equal records. It serves until it is replaced; keys that draws had before stay on the tape.
+enum class GroupKey {
+  none,
+  set,
+  withheld,  // the group could not agree on the next one: draws are refused, for a key of this rank's own would be another
 };
 
 // What became of a draw. The first five made a record.
 enum class Drawn {
   fresh,      // a key from the source, first used here
   stretched,  // a key from the ratchet, first used here
-  shared,     // the step's key, under a nonce not seen before in this step
+  shared,     // the step's or the group's key, under a nonce not seen before in this step
   reused,     // the same name again in this step: the same record again
   replayed,   // a recomputation's record, as its forward had it
   must_wait,  // draw() only: no key now; draw_waiting() may get one
   starved,    // no fresh key in time, or at once under OnStarved::error
   replay_miss,
   replay_ambiguous,
-  ended,  // from here: the ring's answers
+  withheld,  // the group key is
+  ended,     // from here: the ring's answers
   failed,
   alarm,
   closed,
@@ -100,9 +115,18 @@ class Keyring {
   Drawn draw(const KeyRequest& request, Subkey& out, u64& ticket);
   // Waits for a key by the policy; call without Python's GIL. `between` runs at least every 0.2 s and may throw.
   Drawn draw_waiting(const KeyRequest& request, Subkey& out, u64& ticket, const std::function<void()>& between);
-  // A key that no draw has had and none will get, by the policy, counted as one draw. Else as the two above.
+  // For a GPU's graphs: the group key of the rank family, else a key that no draw has had and none will get, by the policy,
+  // counted as one draw. Else as the two above.
   Drawn new_graph_key(u8 out[32]);
   Drawn new_graph_key_waiting(u8 out[32], const std::function<void()>& between);
+  // The same for a key that is to be brought to others as their group key, whatever group key stands here: SHA-256(label ||
+  // K) of a new key K. The network may see it, and K, which the ratchet goes on from, stays here.
+  Drawn new_key_to_share(u8 out[32]);
+  Drawn new_key_to_share_waiting(u8 out[32], const std::function<void()>& between);
+
+  void set_group_key(Family family, const u8 key[32]);
+  void withhold_group_key(Family family);
+  void clear_group_keys();
 
   // A step boundary, on the thread whose next autograd node will have this sequence number.
   void boundary(u64 sequence);
@@ -113,7 +137,8 @@ class Keyring {
   void set_witness(KeyWitness* witness);
   // A run goes on that was interrupted: counts and tickets continue from these (what the tape holds is its own).
   void continue_from(const KeyCounters& counters);
-  // Another source: keys on the tape stay for recomputations, but nothing is stretched from the old source's key.
+  // Another source: keys on the tape stay for recomputations, but nothing is stretched from the old source's key, and group
+  // keys are withheld until they are set again.
   void set_ring(Ring* ring);
   KeyCounters counters() const;
   bool forked() const { return mark_.forked(); }
@@ -136,6 +161,7 @@ class Keyring {
   struct Secrets {
     static constexpr int kStepKeys = 64;
     u8 ratchet[32];
+    u8 group_keys[kFamilies][32];
     StepKey step_keys[kStepKeys];
   };
 
@@ -162,10 +188,13 @@ class Keyring {
   u64 ratchet_state_ = 0;
   u64 step_ = 1;  // counts every boundary, from 1
   u32 next_step_key_ = 0;
+  GroupKey group_[kFamilies] = {};
 };
 
-// The ratchet, and what a ledger may publish of a key: SHA-256(label || key). The labels keep the two apart.
+// The ratchet, a key that others get, and what a ledger may publish of a key: SHA-256(label || key). The labels keep them
+// apart.
 void stretched_key(const u8 key[32], u8 out[32]);
+void key_to_share(const u8 key[32], u8 out[32]);
 void key_commitment(const u8 key[32], u8 out[32]);
 
 }  // namespace everett

@@ -19,7 +19,7 @@ bool same_draw(const RecordHead& a, const RecordHead& b) {
 
 RecordHead Script::asked(const KeyRequest& request) {
   RecordHead head{RecordType::draw};
-  head.family = request.graph ? 2 : u8(request.name.family);
+  head.family = request.use == KeyRequest::draw ? u8(request.name.family) : u8(1 + request.use);
   head.device = request.name.device;
   head.generator = request.name.generator;
   memcpy(head.number, request.name.nonce, 16);

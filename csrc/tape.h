@@ -35,6 +35,7 @@ enum class Family : u32 {
   rank,   // masks, attention, added noise and rounding: each rank its own, but one group of tensor-parallel ranks the same
   world,  // numbers that may reach weights, permutations or control flow: all ranks whose torch states are equal the same
 };
+constexpr int kFamilies = 2;
 
 struct DrawName {
   i32 device;     // -1 the CPU, else the CUDA index; equal states on two devices are two draws

@@ -164,6 +164,11 @@ class Driver(abc.ABC):
         Called by the thread that reads, between reads. For devices that ask for the test and want to be told.
         """
 
+    def responses_from(self, start: int) -> list:
+        """The `responses.Response`s of a web service since it was opened, from the start-th on; other threads ask. Others
+        have none: whole reads of a device are never committed to, because nobody else could have had them."""
+        return []
+
     @abc.abstractmethod
     def close(self) -> None:
         """Gives the device back. May be called twice, and while another thread is in `readinto`."""

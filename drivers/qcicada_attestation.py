@@ -51,13 +51,14 @@ class Attestation:
     date: str
 
     def details(self) -> dict[str, str]:
-        """For a driver's `details`, and so for status and ledger."""
+        """For a driver's `details`, and so for status and ledger; all that it takes to verify it again."""
         return {
             "attestation": self.verdict,
+            "attested at": self.date,
             "attested bytes": self.data.hex(),
             "signature": self.signature.hex(),
             "device key": self.key.hex(),
-            "certificate": f"SHA-256 {fingerprint(self.certificate)}",
+            "certificate": self.certificate.hex(),
         }
 
 

@@ -45,6 +45,14 @@ class ForkedError(EverettError):
     """A forked child touched its parent's source or keys; it must open a source of its own."""
 
 
+class RNGDesync(EverettError):
+    """Ranks that must have the same random numbers have not: their torch RNG states or their steps differ."""
+
+
+class NoDistribution(EverettError, ValueError):
+    """Weights that are no distribution: NaN, infinite or negative ones, or too few above 0."""
+
+
 class JournalError(EverettError):
     """A journal cannot be written, so nothing is drawn; or it cannot be read, or not be replayed here."""
 
@@ -55,3 +63,7 @@ class ReplayMismatch(EverettError):
 
 class ReplayMiss(EverettError):
     """A recomputation inside a backward asked for a key that no forward drew, or that the tape has dropped."""
+
+
+class LedgerError(EverettError):
+    """A ledger cannot be written or read, or a key to sign it with cannot be used."""

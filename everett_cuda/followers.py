@@ -1,4 +1,5 @@
-"""What follows the keys: things that keep secrets of their own on a GPU, and so must hear of steps and of the end.
+"""What follows the keys and so must hear of steps and of the end: things that keep secrets of their own on a GPU, the
+policy of several processes, and ledgers.
 
 They come after the keys in the order of files, so the keys know them only as `Follower`s.
 """
@@ -7,7 +8,7 @@ from typing import Protocol
 
 
 class Follower(Protocol):
-    """A GPU's key for graphs, or its direct words."""
+    """A GPU's key for graphs or its direct words, the keys that processes share, or a ledger."""
 
     def end_step(self, by_optimizer: bool) -> None:
         """A step ended, outside backwards and captures; by_optimizer: without the user's asking."""
@@ -22,9 +23,14 @@ class Follower(Protocol):
 _all: list[Follower] = []
 
 
-def follow(follower: Follower) -> None:
-    """From now on `follower` hears of every step's end and of the source's closing."""
-    _all.append(follower)
+def follow(follower: Follower, first: bool = False) -> None:
+    """From now on `follower` hears of every step's end and of the source's closing; first: before all others."""
+    _all.insert(0 if first else len(_all), follower)
+
+
+def unfollow(follower: Follower) -> None:
+    """From now on `follower` hears of nothing."""
+    _all.remove(follower)
 
 
 def end_step(by_optimizer: bool) -> None:

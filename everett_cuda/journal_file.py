@@ -25,7 +25,8 @@ VERSION = 1
 KEY, DRAW, WORDS, STEP, STATE, LOAD, CLOSE = range(1, 8)
 TYPES = {KEY: "key", DRAW: "draw", WORDS: "words", STEP: "step", STATE: "state", LOAD: "load", CLOSE: "close"}
 DRAWN = ("fresh", "stretched", "shared", "reused", "replayed")
-FAMILIES = ("rank", "world", "graph")
+FAMILIES = ("rank", "world", "graph", "to share")
+_NAMELESS = {2: "for captured graphs", 3: "for a group of processes"}
 STORES = ("host", "pool", "lane")
 ENCRYPTED = "AES-256-GCM"
 IN_CLEAR = "none: whoever reads this file knows every key"
@@ -86,8 +87,8 @@ class Record:
     def __str__(self) -> str:
         """What it says, without any key material."""
         where = "the CPU" if self.device == -1 else f"cuda:{self.device}"
-        if self.type in (KEY, DRAW) and self.family == FAMILIES.index("graph"):
-            return f"draw {self.ticket}: a {DRAWN[self.drawn]} key for captured graphs"
+        if self.type in (KEY, DRAW) and self.family in _NAMELESS:
+            return f"draw {self.ticket}: a {DRAWN[self.drawn]} key {_NAMELESS[self.family]}"
         if self.type in (KEY, DRAW):
             return (
                 f"draw {self.ticket}: {DRAWN[self.drawn]}, {FAMILIES[self.family]} family, nonce {self.number.hex()} of "

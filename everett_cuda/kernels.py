@@ -14,11 +14,14 @@ from .errors import EverettError
 
 # Numbers of the element types in the kernels (csrc/types.h): of noise, and of masked ops.
 NOISE_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-INT32 = 4
+INT32, INT64 = 4, 7
 _FP8 = {"float8_e4m3fn": 5, "float8_e5m2": 6}
 TYPES = NOISE_TYPES | {getattr(torch, name): number for name, number in _FP8.items() if hasattr(torch, name)}
 # kind of noise: (number in the kernels, purpose tag)
-KINDS = {"words": (0, 8), "uniform": (1, 2), "normal": (2, 3), "exponential": (3, 4), "gumbel": (4, 4), "bernoulli": (5, 6)}
+KINDS = {
+    "words": (0, 8), "uniform": (1, 2), "normal": (2, 3), "exponential": (3, 4), "gumbel": (4, 4), "bernoulli": (5, 6),
+    "integers": (6, 8),
+}  # fmt: skip
 _DROPOUT, _DROPOUT_ADD, _AFFINE = 0, 1, 2
 _SERIAL_BELOW = 32768  # elements; a second thread costs more than it gives
 _empty_like = torch.empty_like
@@ -46,7 +49,8 @@ class Mask(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """A tensor of noise: a kind of KINDS, shape, dtype (int32 for words) and the number of the stream's generator."""
+    """A tensor of noise: a kind of KINDS, shape, dtype (int32 for words, int64 for integers) and the number of the stream's
+    generator."""
 
     kind: str
     shape: tuple
@@ -55,7 +59,7 @@ class Fill(NamedTuple):
 
     @property
     def type(self) -> int:
-        return INT32 if self.dtype == torch.int32 else NOISE_TYPES[self.dtype]
+        return {torch.int32: INT32, torch.int64: INT64}.get(self.dtype) or NOISE_TYPES[self.dtype]
 
 
 def _row_major(shape) -> list[int]:
@@ -73,15 +77,23 @@ def _logical_strides(shape, mask: Mask) -> tuple[int, ...]:
     return (0,) * mask.batch + tuple(_row_major(own[:decided])) + (0,) * (len(own) - decided)
 
 
-def strided(x: torch.Tensor, residual: torch.Tensor | None, y: torch.Tensor, mask: Mask) -> tuple:
-    """Sizes, and strides of x, residual, y and the logical index, as the strided kernels take them."""
+def strided(
+    x: torch.Tensor, residual: torch.Tensor | None, y: torch.Tensor, mask: Mask, whole: tuple | None = None
+) -> tuple:
+    """Sizes, and strides of x, residual, y and the logical index, as the strided kernels take them. whole: the sizes of
+    the tensor that x is a shard of, None: x's own."""
     return (
         tuple(x.shape) or (1,),
         x.stride() or (1,),
         (0,) * (x.dim() or 1) if residual is None else residual.stride() or (1,),
         y.stride() or (1,),
-        _logical_strides(x.shape, mask) or (1,),
+        _logical_strides(x.shape if whole is None else whole, mask) or (1,),
     )
+
+
+def shard_offset(whole: tuple, starts: list[int], mask: Mask) -> int:
+    """The logical index of the first element of the shard that begins at `starts` in a tensor of sizes `whole`."""
+    return sum(start * step for start, step in zip(starts, _logical_strides(whole, mask), strict=True))
 
 
 def address(t: torch.Tensor | None) -> int:
@@ -112,6 +124,11 @@ class Cpu:
     def draw(world: bool = False) -> bytes:
         """The record of a new draw; world: its family (`keys.draw_record`)."""
         return keys.draw_record(world)
+
+    @staticmethod
+    def draw_by(generator: int, nonce_address: int) -> bytes:
+        """The record of a draw by an `ev.Generator` of this number."""
+        return keys.draw_generator_record(generator, nonce_address)
 
     @staticmethod
     def mix(nonce: torch.Tensor, grad_enabled: bool, world: bool = False) -> torch.Tensor:
@@ -151,6 +168,17 @@ class Cpu:
         return y
 
     @staticmethod
+    def masked_shard(x: torch.Tensor, residual: torch.Tensor | None, record, mask: Mask, whole: tuple, starts: list[int]):
+        """The masked op on a shard, not empty, of a tensor of sizes `whole`, where its first element is at `starts`."""
+        y = _empty_like(x)
+        _C.masked_strided(
+            mask.op(residual), record_bytes(record), mask.stream, mask.p, TYPES[x.dtype], mask.affine or (0.0, 0.0, 0.0),
+            x.data_ptr(), address(residual), y.data_ptr(), *strided(x, residual, y, mask, whole),
+            shard_offset(whole, starts, mask), 0, _threads(x.numel()),
+        )  # fmt: skip
+        return y
+
+    @staticmethod
     def fused(op: int, record, mask: Mask, x: torch.Tensor, bias, extra) -> torch.Tensor:
         """A fused op (csrc/types.h). x: (..., N); bias: (N,) or None; extra: like x or None; all contiguous."""
         y = _empty_like(x)
@@ -179,16 +207,18 @@ class Cpu:
 
     @staticmethod
     def fill(record: bytes | torch.Tensor, fill: Fill, p: torch.Tensor | None) -> torch.Tensor:
-        """Noise expanded from a record. p: fp64, contiguous, one probability an element (bernoulli only)."""
+        """Noise expanded from a record. p: contiguous, fp64 probabilities (bernoulli) or int64 numbers of integers, 0 for
+        2^64 (integers): one an element, or one for all."""
         out = torch.empty(fill.shape, dtype=fill.dtype, device="cpu")
         n = out.numel()
         if n == 0:
             return out
         kind, tag = KINDS[fill.kind]
         size, one = (n,), (1,)  # contiguous all through: one dimension, logical index = position
+        p_step = (0,) if p is not None and p.numel() == 1 else one
         _C.fill(
-            kind, record_bytes(record), fill.stream, tag, fill.type, address(p), out.data_ptr(), size, one, one, one, 0, 0,
-            _threads(n),
+            kind, record_bytes(record), fill.stream, tag, fill.type, address(p), out.data_ptr(), size, p_step, one, one, 0,
+            0, _threads(n),
         )  # fmt: skip
         return out
 

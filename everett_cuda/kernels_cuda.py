@@ -11,7 +11,7 @@ import torch
 from . import followers, keys
 from .errors import EverettError
 from .graph_key import GraphKey
-from .kernels import KINDS, TYPES, Fill, Mask, address, columns, record_bytes, strided
+from .kernels import KINDS, TYPES, Fill, Mask, address, columns, record_bytes, shard_offset, strided
 from .pool import DirectPool
 
 _NO_AFFINE = (0.0, 0.0, 0.0)
@@ -44,6 +44,14 @@ class Cuda:
         self.graph_key.prepare(stream)
         return keys.draw_cuda_record(self._index, self._generator, world)
 
+    def draw_by(self, generator: int, nonce_address: int) -> bytes:
+        if self._module.capture_id(self._index, self._current_stream(self._index)):
+            raise EverettError(
+                "generator: an ev.Generator counts on the host, so a captured graph would repeat one draw at every replay. "
+                "Leave it out in what is captured: draws then come from torch's generator of the GPU."
+            )
+        return keys.draw_generator_record(generator, nonce_address, self._index)
+
     def mix(self, nonce: torch.Tensor, grad_enabled: bool, world: bool = False) -> torch.Tensor:
         stream = self._current_stream(self._index)
         if self._module.capture_id(self._index, stream):
@@ -72,6 +80,17 @@ class Cuda:
             self._masked(*arguments, n, 0, 0, self._index, stream)
         else:
             self._module.masked_strided(*arguments, *strided(x, residual, y, mask), 0, 0, self._index, stream)
+        return y
+
+    def masked_shard(
+        self, x: torch.Tensor, residual: torch.Tensor | None, record, mask: Mask, whole: tuple, starts: list[int]
+    ) -> torch.Tensor:
+        y = _empty_like(x)
+        self._module.masked_strided(
+            mask.op(residual), self._record(record), mask.stream, mask.p, TYPES[x.dtype], mask.affine or _NO_AFFINE,
+            x.data_ptr(), address(residual), y.data_ptr(), *strided(x, residual, y, mask, whole),
+            shard_offset(whole, starts, mask), 0, self._index, self._current_stream(self._index),
+        )  # fmt: skip
         return y
 
     def fused(self, op: int, record, mask: Mask, x: torch.Tensor, bias, extra) -> torch.Tensor:
@@ -106,7 +125,7 @@ class Cuda:
         kind, tag = KINDS[fill.kind]
         self._module.fill(
             kind, self._record(record), fill.stream, tag, fill.type, address(p), out.data_ptr(), n, 0, 0, self._index,
-            self._current_stream(self._index),
+            self._current_stream(self._index), p is not None and p.numel() == 1,
         )  # fmt: skip
         return out
 

@@ -18,6 +18,7 @@ from .errors import (
     ForkedError,
     HealthAlarm,
     ReplayMiss,
+    RNGDesync,
     SourceError,
     SourceExhausted,
     SourceNotOpen,
@@ -93,12 +94,40 @@ def draw_cuda_record(index: int, generator: torch.Generator, world: bool = False
     return _draw_in_backward(keyring, nonce.address, device=index, world=world)
 
 
+def draw_generator_record(generator: int, nonce_address: int, device: int = _CPU) -> bytes:
+    """As `draw_record(world=True)`, for an `ev.Generator`: generator is its number, from 1; its nonce (16 bytes) lies at an
+    address. device: -1 or the number of a GPU."""
+    keyring = _keyring or _open_from_environment()
+    if graph_task_id() != -1:
+        return _draw_in_backward(keyring, nonce_address, None, device, True, generator)
+    return keyring.draw_at(
+        nonce_address,
+        device,
+        generator,
+        inference=is_inference(),
+        in_backward=False,
+        grad_enabled=False,
+        keep_graph=False,
+        nested=False,
+        node=_NO_NODE,
+        world=True,
+    )
+
+
 def draw_graph_key(address: int) -> None:
-    """Writes 32 bytes to `address`: a key that no other draw gets, for records that a CUDA graph derives on its GPU.
+    """Writes 32 bytes to `address`: a key that no other draw gets, for records that a CUDA graph derives on its GPU; where
+    the rank family has a group key, that one.
 
     Fresh, or stretched by the policy, and counted as one draw. Waits and raises as `draw_record`.
     """
     (_keyring or _open_from_environment()).new_graph_key(address)
+
+
+def draw_key_to_share(address: int) -> None:
+    """As `draw_graph_key`, for a key that is to become the group key of other processes too, and never a group key itself:
+    SHA-256("everett/1/share" 00 K) of a new key K, so that what is stretched from K later is known to this process only.
+    """
+    (_keyring or _open_from_environment()).new_key_to_share(address)
 
 
 _kernel = _C.draw_dropout
@@ -143,12 +172,13 @@ def _draw_in_backward(
     grad_enabled: bool | None = None,
     device: int = _CPU,
     world: bool = False,
+    generator: int = _DEFAULT_GENERATOR,
 ) -> bytes:
     node = current_node()
     return keyring.draw_at(
         nonce_address,
         device,
-        _DEFAULT_GENERATOR,
+        generator,
         inference=is_inference(),
         in_backward=True,
         grad_enabled=torch.is_grad_enabled() if grad_enabled is None else grad_enabled,
@@ -157,6 +187,30 @@ def _draw_in_backward(
         node=_NO_NODE if node is None else node._sequence_nr(),
         world=world,
     )
+
+
+# --- keys that a group of processes shares ------------------------------------------------------------------------------
+
+
+def set_group_key(world: bool, address: int) -> None:
+    """From now on every draw of a family takes the key at `address` (32 bytes) under its nonce, counted as `shared`: also
+    under torch.inference_mode, where equal torch RNG states then give equal bits. It stands until it is set again; a
+    recomputation still finds the key of its forward. A source that is opened anew withholds it. SourceNotOpen without
+    a source.
+    """
+    (_keyring or _open_from_environment()).set_group_key(world, address)
+
+
+def withhold_group_key(world: bool) -> None:
+    """Draws of a family raise RNGDesync from now on, until its group key is set again or all are cleared."""
+    if _keyring is not None:
+        _keyring.withhold_group_key(world)
+
+
+def clear_group_keys() -> None:
+    """Draws take keys of this process's own again."""
+    if _keyring is not None:
+        _keyring.clear_group_keys()
 
 
 # --- steps and settings -----------------------------------------------------------------------------------------------
@@ -240,6 +294,18 @@ def _set(**changes) -> None:
         _settings.update(changes)
         if _keyring is not None:
             _keyring.set_policy(**_settings)
+
+
+def is_ours() -> bool:
+    """Whether a source is open whose keys this process may use: not in a child of the process that opened it."""
+    keyring = _keyring
+    return keyring is not None and not keyring.forked
+
+
+def require_source() -> None:
+    """Opens the source that EVERETT_SOURCE names if none is open. Raises SourceNotOpen, or ForkedError in a child."""
+    if (_keyring or _open_from_environment()).forked:
+        _refuse("forked")
 
 
 def counters() -> dict[str, int]:
@@ -362,6 +428,12 @@ def _refuse(reason: str) -> None:
         raise Starved(_starved_message())
     if reason in _REPLAY_ERRORS:
         raise ReplayMiss(_REPLAY_ERRORS[reason])
+    if reason == "withheld":
+        raise RNGDesync(
+            "this rank has no key in common with its group: the last step boundary failed, or the source was opened anew "
+            "since. A key of its own would give it other bits than the group. Call ev.distributed.setup(...) again on all "
+            "ranks, or ev.distributed.teardown() to draw alone."
+        )
     kind, message = _SOURCE_ERRORS[reason]
     raise kind(message)
 

@@ -1,8 +1,10 @@
 """The process's source: opened, closed and reported on here; `keys` draws from it, and `noise` its direct words."""
 
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
+from typing import Protocol
 
 from . import _C, followers, keys
 from .errors import JournalError, SourceNotOpen
@@ -11,6 +13,19 @@ from .source_status import SourceStatus
 
 _source: Source | None = None
 _lock = threading.RLock()
+
+
+class Watcher(Protocol):
+    """A ledger: hears of every source of this process, before its keys are forgotten. It must not raise."""
+
+    def opened(self, source: Source) -> None: ...
+
+    def closed(self, source: Source) -> None: ...
+
+    def refused(self, uri: str, error: BaseException) -> None: ...
+
+
+watchers: list[Watcher] = []
 
 
 def open(uri: str | None = None) -> Source:
@@ -32,15 +47,19 @@ def open(uri: str | None = None) -> Source:
         if replayed is not None and replayed is _source:
             return _source
         if _source is not None:
-            _source.close()
+            _close(_source)
             _source = None
         try:
             source = replayed or Source.open(uri)
-        except BaseException:
+        except BaseException as error:
+            for watcher in watchers:
+                watcher.refused(uri, error)
             keys.detach()
             raise
         keys.attach(source.ring, lambda why: source.error_for(getattr(_C.Take, why), 32))
         _source = source
+        for watcher in watchers:
+            watcher.opened(source)
         keys.step()  # from here on no draw finds a key of the source before, though its recomputations still do
         if replayed is not None:
             replayed.attach()
@@ -64,9 +83,15 @@ def close() -> None:
     global _source
     with _lock:
         if _source is not None:
-            _source.close()  # first: a thread that waits for bits, and holds what `detach` needs, is woken by it
+            _close(_source)  # first: a thread that waits for bits, and holds what `detach` needs, is woken by it
             _source = None
         keys.detach()
+
+
+def _close(source: Source) -> None:
+    source.close()
+    for watcher in watchers:
+        watcher.closed(source)
 
 
 def current_source() -> Source:
@@ -78,28 +103,37 @@ def current_source() -> Source:
     return _source
 
 
+def open_source(from_environment: bool = False) -> Source | None:
+    """The open source or None; from_environment: opens the one that EVERETT_SOURCE names, if any."""
+    if from_environment and _source is None:
+        with contextlib.suppress(SourceNotOpen):
+            return current_source()
+    return _source
+
+
 @dataclass(frozen=True)
 class Status:
     """The source, what became of the draws (`keys.counters`), the settings of the keys, and a line for each thing that
-    GPUs hold."""
+    GPUs hold, or that several processes share."""
 
     source: SourceStatus | None
     draws: dict[str, int]
     settings: dict
-    gpus: tuple[str, ...] = ()
+    followers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if self.source is None:
+        if self.source is None and not self.draws:
             return "source:       none open"
+        source = "source:       none open in this process" if self.source is None else f"{self.source}"
         d, s = self.draws, self.settings
-        as_recorded = "as recorded: " if self.source.kind == "replayed" else ""
+        as_recorded = "as recorded: " if self.source is not None and self.source.kind == "replayed" else ""
         lines = (
-            f"{self.source}\n"
+            f"{source}\n"
             f"keys:         {as_recorded}{d['fresh']:,} fresh, {d['stretched']:,} stretched, {d['shared']:,} shared, "
             f"{d['reused']:,} reused, {d['replayed']:,} replayed\n"
             f"settings:     freshness {s['freshness']}, on_starved {s['on_starved']} (max_stretch {s['max_stretch']:,})"
         )
-        return "\n".join([lines, *self.gpus])
+        return "\n".join([lines, *self.followers])
 
 
 def status() -> Status:

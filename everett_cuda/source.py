@@ -45,6 +45,7 @@ class Source:
         self._end: str | None = None  # why the flow ended: a key of _ENDED_STATE
         self._failure = ""
         self._faults: list[str] = []  # what the device said, one for each alarm that it raised itself
+        self._reconnections = 0
         self._thread: threading.Thread | None = None
         self._feed: _C.Feed | None = None
         self._final: SourceStatus | None = None
@@ -221,7 +222,9 @@ class Source:
         deadline = time.monotonic() + PATIENCE_S
         while not self._stopping.is_set():
             try:
-                return self.driver.reconnect(RECONNECT_SLICE_S)
+                self.driver.reconnect(RECONNECT_SLICE_S)
+                self._reconnections += 1
+                return
             except DeviceLost as error:
                 if time.monotonic() > deadline:
                     raise SourceError(f"{lost}; waited {PATIENCE_S:g} s for it: {error}") from error
@@ -386,6 +389,11 @@ class Source:
         alarms = AlarmReport.all_of(self._pipeline.alarms, self._faults)
         return f"{alarms[-1]} on {self.uri}" if alarms else f"health alarm on {self.uri}"
 
+    @property
+    def startup_bytes(self) -> int:
+        """How many raw bytes a start-up test takes."""
+        return self._pipeline.startup_bytes
+
     def status(self) -> SourceStatus:
         """What the source is and has done; of the moment of closing once it is closed. ForkedError in a child."""
         self._refuse_in_child()
@@ -418,6 +426,8 @@ class Source:
             alarm_counts=counts["alarms"],
             transient_alarms=counts["transients"],
             transport_errors=counts["transport_errors"],
+            startup_tests=counts["startups"],
+            reconnections=self._reconnections,
             raw_bytes_in=counts["raw_in"],
             raw_bytes_held_back=counts["raw_held"],
             raw_bytes_dropped=counts["raw_dropped"],

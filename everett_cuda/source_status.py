@@ -54,7 +54,7 @@ class SourceStatus:
     """A source at one moment; all counts are since it was opened, in bytes unless named otherwise.
 
     state: starting, flowing, alarm (permanent), exhausted, failed or closed. min_entropy: claimed bits a raw byte.
-    device: what the device says of itself (firmware, mode, spend, ...).
+    device: what the device says of itself (firmware, mode, spend, ...). startup_tests: how often one was passed.
     raw_bytes_held_back: read and not yet proven or conditioned. raw_bytes_dropped: destroyed by alarms and transport
     errors. bytes_destroyed: conditioned bytes that an alarm or the close destroyed.
     """
@@ -76,6 +76,8 @@ class SourceStatus:
     alarm_counts: dict[str, int]
     transient_alarms: int
     transport_errors: int
+    startup_tests: int
+    reconnections: int
     raw_bytes_in: int
     raw_bytes_held_back: int
     raw_bytes_dropped: int

@@ -12,12 +12,13 @@ from devices.comscire import ComScire
 from devices.kernel_double import KernelDouble, run_pytest
 from devices.kernel_double import why_not as why_no_kernel_double
 from devices.qcicada import CAPACITY, QCicada
-from devices.quantis_usb import EmulatedBus, QuantisUsb
+from devices.quantis_usb import QuantisUsb
 from devices.quantis_usb_wire import Client, Wire, build
 from devices.quantis_usb_wire import why_not as why_no_wire
 from devices.seeded_bytes import Seeded, seeded_bytes
 from devices.swiftrng import SwiftRng
 from devices.truerng import TrueRNG
+from devices.usb_bus import UsbBus
 from devices.web_server import KEY, WebServer
 
 from everett_cuda.drivers import patience
@@ -38,7 +39,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def quantis_usb(machine):
     device = QuantisUsb(Seeded(7), QUANTIS_SERIAL)
-    bus = EmulatedBus(device)
+    bus = UsbBus(device)
     with bus.plugged_into_pyusb():
         listed = (f"quantis-usb:{QUANTIS_SERIAL}", QUANTIS_SERIAL, 5e5)
         sent = lambda n: seeded_bytes(7, QUANTIS_DISCARDED, n)  # noqa: E731
@@ -167,7 +168,7 @@ def test_a_quantis_that_another_process_has(quantis_usb, tmp_path):
 def test_two_that_could_be_meant_are_not_called_absent(quantis_usb, tmp_path):
     quantis_usb.device.plug()
     other = QuantisUsb(Seeded(8), "OTHER-1", port=2)
-    with EmulatedBus(quantis_usb.device, other).plugged_into_pyusb():
+    with UsbBus(quantis_usb.device, other).plugged_into_pyusb():
         check_refusal(everett, "quantis-usb:", tmp_path, 1, "2 are attached", "name one of quantis-usb:")
         check_refusal(everett, "quantis-usb:NONE", tmp_path, 3, "no such Quantis USB is attached", "connect the device")
 

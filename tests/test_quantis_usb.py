@@ -11,9 +11,10 @@ import time
 
 import pytest
 from devices import quantis_usb_native as native
-from devices.quantis_usb import EmulatedBus, QuantisUsb
+from devices.quantis_usb import QuantisUsb
 from devices.quantis_usb_native import NativeBus, NativeQuantis
 from devices.seeded_bytes import Seeded, seeded_bytes
+from devices.usb_bus import UsbBus
 from processes import in_forked_child
 from source_checks import UNIT, blocks, take_until_end, wait_until
 from usb.backend import libusb1
@@ -43,12 +44,12 @@ def endpoint(tmp_path_factory):
 def plug_in(request):
     """plug_in(serial, ...) → a device on a bus that pyusb sees; its stream is that of seed 7 from its start."""
     library = request.getfixturevalue("endpoint") if request.param == "native" else None
-    bus = EmulatedBus() if library is None else NativeBus(library)
+    bus = UsbBus() if library is None else NativeBus(library)
 
     def plug(serial=SERIAL, seed=7, **more):
         device = QuantisUsb(Seeded(seed), serial, **more) if library is None else NativeQuantis(seed, serial=serial, **more)
         device.bus = bus
-        bus.devices.append(device)
+        bus.gadgets.append(device)
         return device
 
     plug.kind = request.param
@@ -60,12 +61,12 @@ def plug_in(request):
 @pytest.fixture
 def plug_python():
     """As plug_in, for what does not depend on how the data is read."""
-    bus = EmulatedBus()
+    bus = UsbBus()
 
     def plug(serial=SERIAL, generator=None, **more):
         device = QuantisUsb(generator or Seeded(7), serial, **more)
         device.bus = bus
-        bus.devices.append(device)
+        bus.gadgets.append(device)
         return device
 
     with bus.plugged_into_pyusb():

@@ -1,4 +1,4 @@
-// Fills: a tensor of uint32 words, uniforms, normals, exponentials, Gumbels or Bernoulli decisions from a stream.
+// Fills: a tensor of uint32 words, uniforms, normals, exponentials, Gumbels, Bernoulli decisions or integers from a stream.
 #pragma once
 
 #include "cpu/blocks.h"
@@ -11,7 +11,7 @@ namespace {  // one copy for each instruction set, never merged by the linker
 
 // How many 32-bit words a value of this kind and type takes from the keystream (a normal: its half of a pair).
 constexpr int words_per_value(Fill kind, DType type) {
-  if (kind == Fill::exponential || kind == Fill::gumbel || kind == Fill::bernoulli) return 2;
+  if (kind >= Fill::exponential) return 2;
   return type == DType::f64 ? 2 : 1;
 }
 
@@ -161,8 +161,13 @@ void fill(const FillJob& job, i64 begin, i64 end) {
   for_runs(l, begin, end, [&](Run r) {
     if (job.kind == Fill::bernoulli) {
       for (i64 i = 0; i < r.n; i++) {
-        const double p = job.p[r.in + i * l.in[last]];
+        const double p = ((const double*)job.p)[r.in + i * l.in[last]];
         store_one_or_zero(job.type, job.out, r.out + i * l.out[last], bernoulli(values.draw64(r.e + i * l.e[last]), p));
+      }
+    } else if (job.kind == Fill::integers) {
+      for (i64 i = 0; i < r.n; i++) {
+        const u64 span = ((const u64*)job.p)[r.in + i * l.in[last]];
+        ((u64*)job.out)[r.out + i * l.out[last]] = integer_below(values.draw64(r.e + i * l.e[last]), span);
       }
     } else if (l.e[last] == 1 && l.out[last] == 1) {
       values.write(r.e, r.n, (u8*)job.out + r.out * bytes);

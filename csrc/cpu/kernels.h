@@ -26,7 +26,7 @@ struct FillJob {
   DType type;
   Generator generator;
   Stream stream;
-  const double* p;  // bernoulli: one probability an element, at layout.in
+  const void* p;  // bernoulli, integers: the parameters, at layout.in
   void* out;
   Layout layout;
 };

@@ -1,4 +1,5 @@
-// Fills on the GPU: contiguous memory with uint32 words, uniforms, normals, exponentials, Gumbels or Bernoulli decisions.
+// Fills on the GPU: contiguous memory with uint32 words, uniforms, normals, exponentials, Gumbels, Bernoulli decisions or
+// integers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,11 +12,12 @@ namespace everett {
 
 struct FillCall {
   Fill kind;
-  DType type;  // words: u32; all others: f32, f64, bf16 or f16
+  DType type;  // words: u32; integers: i64; all others: f32, f64, bf16 or f16
   Generator generator;
   RecordSource record;
   u32 tag, s;
-  const double* p;  // bernoulli: one probability an element
+  const u64* p;     // bernoulli, integers: the parameters, 8 bytes each
+  bool one_p;       // one of them for all elements
   void* out;        // at a multiple of the type's size
 };
 

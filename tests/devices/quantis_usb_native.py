@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
-from .quantis_usb import EmulatedBus, Handle, QuantisUsb
+from .quantis_usb import QuantisUsb
 from .seeded_bytes import Seeded
+from .usb_bus import Handle, UsbBus
 
 SOURCE = Path(__file__).with_name("quantis_usb_bulk.c")
 FAULTS = ("none", "short", "stall", "overflow", "io", "silence", "unplug", "late")
@@ -71,7 +72,7 @@ class NativeQuantis(QuantisUsb):
         self.data.halted = 0
 
 
-class NativeBus(EmulatedBus):
+class NativeBus(UsbBus):
     """A bus of `NativeQuantis` devices."""
 
     def __init__(self, library: Path, *devices: NativeQuantis):

@@ -22,8 +22,9 @@ def usb_error(number: int) -> USBError:
 class UsbGadget:
     """What every emulated device has. Subclasses answer `control`, `bulk_in` and `bulk_out`."""
 
-    vendor = product = 0
-    name = ""
+    vendor = product = device_class = 0
+    release = 0x600  # bcdDevice
+    maker, name = "emulated", ""
     endpoints: dict[int, int] = {}  # address → bytes of a packet
 
     def __init__(self, serial: str, port: int = 1):
@@ -46,6 +47,13 @@ class UsbGadget:
         self.gone.clear()
         self.plugged = True
 
+    def enumerable(self) -> bool:
+        """Whether the bus sees it."""
+        return self.plugged
+
+    def clear_halt(self) -> None:
+        self.halted = False
+
     def control(self, request_type: int, request: int, value: int, index: int, data: memoryview) -> int:
         raise usb_error(errno.EPIPE)
 
@@ -54,6 +62,13 @@ class UsbGadget:
 
     def bulk_out(self, data: bytes, timeout_ms: int) -> int:
         raise usb_error(errno.EPIPE)
+
+
+class Handle:
+    """An open device, at the address that it had then."""
+
+    def __init__(self, gadget: UsbGadget):
+        self.gadget, self.address = gadget, gadget.address
 
 
 class UsbBus(IBackend):
@@ -77,15 +92,16 @@ class UsbBus(IBackend):
     # --- descriptors ---
 
     def enumerate_devices(self):
-        return [gadget for gadget in self.gadgets if gadget.plugged]
+        return [gadget for gadget in self.gadgets if gadget.enumerable()]
 
     def get_device_descriptor(self, gadget):
-        high_speed = 512 in gadget.endpoints.values()
         return SimpleNamespace(
-            bLength=18, bDescriptorType=1, bcdUSB=0x200, bDeviceClass=0, bDeviceSubClass=0, bDeviceProtocol=0,
-            bMaxPacketSize0=64, idVendor=gadget.vendor, idProduct=gadget.product, bcdDevice=0x900 if high_speed else 0x600,
-            iManufacturer=1, iProduct=2, iSerialNumber=3 if gadget.serial else 0, bNumConfigurations=1, bus=99,
-            address=gadget.address, port_number=gadget.port, port_numbers=(gadget.port,), speed=3 if high_speed else 2,
+            bLength=18, bDescriptorType=1, bcdUSB=0x200, bDeviceClass=gadget.device_class,
+            bDeviceSubClass=gadget.device_class, bDeviceProtocol=gadget.device_class, bMaxPacketSize0=64,
+            idVendor=gadget.vendor, idProduct=gadget.product,
+            bcdDevice=gadget.release, iManufacturer=1, iProduct=2, iSerialNumber=3 if gadget.serial else 0,
+            bNumConfigurations=1, bus=99, address=gadget.address, port_number=gadget.port, port_numbers=(gadget.port,),
+            speed=3 if 512 in gadget.endpoints.values() else 2,
         )  # fmt: skip
 
     def get_configuration_descriptor(self, gadget, config):
@@ -113,39 +129,41 @@ class UsbBus(IBackend):
             bRefresh=0, bSynchAddress=0, extra_descriptors=b"",
         )  # fmt: skip
 
-    # --- handles: (gadget, its address when it was opened) ---
+    # --- handles ---
 
-    def open_device(self, gadget):
-        if not gadget.plugged:
+    def open_device(self, gadget) -> Handle:
+        if not gadget.enumerable():
             raise usb_error(errno.ENODEV)
         if gadget.forbidden:
             raise usb_error(errno.EACCES)
         with self._lock:
             self.open_handles += 1
-        return [gadget, gadget.address]
+        return Handle(gadget)
 
     def close_device(self, handle):
         with self._lock:
             self.open_handles -= 1
-            if self._claims.get(handle[0]) is handle:
-                del self._claims[handle[0]]
+            if self._claims.get(handle.gadget) is handle:
+                del self._claims[handle.gadget]
 
     def _there(self, handle) -> UsbGadget:
-        gadget, address = handle
-        if not gadget.plugged or gadget.address != address:
+        gadget = handle.gadget
+        if not gadget.enumerable() or gadget.address != handle.address:
             raise usb_error(errno.ENODEV)
         return gadget
 
     def _refuse_if_held(self, handle) -> None:
-        gadget = handle[0]
+        gadget = handle.gadget
         if gadget.busy or gadget.kernel_driver or self._claims.get(gadget, handle) is not handle:
             raise usb_error(errno.EBUSY)
 
     def set_configuration(self, handle, value):
-        self._there(handle)
+        gadget = self._there(handle)
         self._refuse_if_held(handle)
-        if handle[0] in self._claims:
+        if gadget in self._claims:
             raise usb_error(errno.EBUSY)
+        if value != 1:
+            raise usb_error(errno.EINVAL)
 
     def get_configuration(self, handle):
         self._there(handle)
@@ -178,7 +196,7 @@ class UsbBus(IBackend):
         return gadget
 
     def clear_halt(self, handle, endpoint):
-        self._claimed(handle, endpoint).halted = False
+        self._claimed(handle, endpoint).clear_halt()
 
     def bulk_read(self, handle, endpoint, interface, into, timeout):
         gadget = self._claimed(handle, endpoint)
@@ -203,5 +221,5 @@ class UsbBus(IBackend):
     def _string(self, gadget: UsbGadget, index: int) -> bytes:
         if index == 0:
             return bytes([4, 3, 0x09, 0x04])
-        text = {1: "emulated", 2: gadget.name, 3: gadget.serial}[index].encode("utf-16-le")
+        text = {1: gadget.maker, 2: gadget.name, 3: gadget.serial}[index].encode("utf-16-le")
         return bytes([len(text) + 2, 3]) + text

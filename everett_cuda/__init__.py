@@ -37,6 +37,7 @@ _PUBLIC = {
     "seeding": ("seed_everything",),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
+    "state": ("load_state_dict", "state_dict"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -84,6 +85,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .seeding import seed_everything
     from .session import close, current_source, open, status
     from .source import Source
+    from .state import load_state_dict, state_dict
 
 
 def __getattr__(name: str):

@@ -34,7 +34,7 @@ def masked(x: DTensor, residual: DTensor | None, record: torch.Tensor, mask: Mas
     _check_placements(x, "x")
     if residual is not None:
         if not isinstance(residual, DTensor) or residual.device_mesh != x.device_mesh:
-            raise EverettError("residual: must be a DTensor on the mesh of x. Use distribute_tensor(residual, x.device_mesh, ...)")
+            raise EverettError("residual: must be a DTensor on the mesh of x. Use distribute_tensor(residual, mesh, ...).")
         _check_placements(residual, "residual")
 
     def whole(t):

@@ -54,7 +54,7 @@ Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
 void stretched_key(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/stretch", key, out); }
 void key_commitment(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/commit", key, out); }
 
-Keyring::Keyring(Ring* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
+Keyring::Keyring(RingReader* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
 
 Drawn Keyring::draw(const KeyRequest& request, Subkey& out, u64& ticket) {
   Offer nothing;
@@ -203,7 +203,7 @@ Drawn Keyring::take_waiting(const KeyRequest& request, u8 key[32], u64& ticket,
     Offer offer;
     Drawn drawn = take(request, offer, key, ticket);
     if (drawn != Drawn::must_wait) return drawn;
-    Ring* ring;
+    RingReader* ring;
     double timeout_s;
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -245,7 +245,7 @@ void Keyring::set_policy(const KeyPolicy& policy) {
   policy_ = policy;
 }
 
-void Keyring::set_ring(Ring* ring) {
+void Keyring::set_ring(RingReader* ring) {
   std::lock_guard<std::mutex> lock(mutex_);
   ring_ = ring;
   wipe(&secrets(), sizeof(Secrets));

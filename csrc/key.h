@@ -12,7 +12,7 @@
 #include <mutex>
 
 #include "law/subkey.h"
-#include "ring.h"
+#include "ring_reader.h"
 #include "secret_pages.h"
 #include "tape.h"
 
@@ -72,7 +72,7 @@ struct KeyCounters {
 class Keyring {
  public:
   // The ring must outlive the keyring or its replacement by set_ring.
-  Keyring(Ring* ring, size_t tape_entries);
+  Keyring(RingReader* ring, size_t tape_entries);
   Keyring(const Keyring&) = delete;
   Keyring& operator=(const Keyring&) = delete;
 
@@ -90,7 +90,7 @@ class Keyring {
 
   void set_policy(const KeyPolicy& policy);
   // Another source: keys on the tape stay for recomputations, but nothing is stretched from the old source's key.
-  void set_ring(Ring* ring);
+  void set_ring(RingReader* ring);
   KeyCounters counters() const;
   bool forked() const { return mark_.forked(); }
 
@@ -127,7 +127,7 @@ class Keyring {
   ForkMark mark_;
   SecretPages pages_;
   mutable std::mutex mutex_;  // held for well under a microsecond: never while waiting, hashing or asking for the GIL
-  Ring* ring_;
+  RingReader* ring_;
   Tape tape_;
   KeyPolicy policy_;
   KeyCounters counters_ = {};

@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass
 
 from . import _C, followers, keys
+from .broker_source import BrokerSource
 from .errors import SourceNotOpen
 from .source import Source
 from .source_status import SourceStatus
@@ -31,10 +32,26 @@ def open(uri: str | None = None) -> Source:
         except BaseException:
             keys.detach()
             raise
-        keys.attach(source.ring, lambda why: source.error_for(getattr(_C.Take, why), 32))
+        keys.attach(source.ring, lambda why: _account_of(source, why))
         _source = source
         keys.step()  # from here on no draw finds a key of the source before, though its recomputations still do
         return source
+
+
+def _account_of(source: Source, why: str):
+    """What `keys.attach` asks for."""
+    return source.outage() or None if why == "starved" else source.error_for(getattr(_C.Take, why), 32)
+
+
+def _after_fork() -> None:
+    """A forked child of a broker's client is a client of its own, from its first draw on; nothing is shared."""
+    global _source, _lock
+    if isinstance(_source, BrokerSource):
+        uri, _source, _lock = _source.uri, None, threading.RLock()
+        keys.open_in_child(uri)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def close() -> None:

@@ -267,6 +267,10 @@ class Source:
             if got != _C.Take.ok:
                 raise self.error_for(got, len(out), timeout_s)
 
+    def outage(self) -> str:
+        """Why no bits can come now, where more is known than that none came; empty otherwise."""
+        return ""
+
     def error_for(self, answer: _C.Take, asked: int, timeout_s: float | None = None) -> EverettError:
         """The exception that a ring's answer other than `ok` stands for; asked: the bytes asked for."""
         if answer == _C.Take.forked:

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import EverettError
-from . import capture, devices, doctor, monitor, responses, version
+from . import capture, devices, doctor, monitor, responses, serve, version
 from .output import exit_code_of, print_error
 
 
@@ -48,6 +48,7 @@ app.command("doctor")(doctor.doctor)
 app.command("monitor")(monitor.monitor)
 app.command("capture")(capture.capture)
 app.command("responses")(responses.responses)
+app.command("serve")(serve.serve)
 app.command("version")(version.version)
 
 

@@ -76,8 +76,6 @@ class SourceStatus:
     alarm_counts: dict[str, int]
     transient_alarms: int
     transport_errors: int
-    startup_tests: int
-    reconnections: int
     raw_bytes_in: int
     raw_bytes_held_back: int
     raw_bytes_dropped: int
@@ -89,6 +87,8 @@ class SourceStatus:
     ring_locked: bool
     loop: bool
     passes: int
+    startup_tests: int = 0
+    reconnections: int = 0
 
     @property
     def health(self) -> str:

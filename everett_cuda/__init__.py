@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
+    "attention": ("scaled_dot_product_attention",),
     "categories": ("multinomial",),
     "errors": (
         "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "JournalError", "LedgerError",
@@ -30,11 +31,13 @@ _PUBLIC = {
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "rand_like", "randn", "randn_like", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
+    "reach": ("coverage",),
     "rekey": ("rekey_torch",),
     "replaying": ("replay",),
     "seeding": ("seed_everything",),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
+    "state": ("load_state_dict", "state_dict"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -44,6 +47,7 @@ __all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __getattr__
     from . import distributed, nn
+    from .attention import scaled_dot_product_attention
     from .categories import multinomial
     from .errors import (
         BadParameter,
@@ -75,11 +79,13 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, rand_like, randn, randn_like, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
+    from .reach import coverage
     from .rekey import rekey_torch
     from .replaying import replay
     from .seeding import seed_everything
     from .session import close, current_source, open, status
     from .source import Source
+    from .state import load_state_dict, state_dict
 
 
 def __getattr__(name: str):

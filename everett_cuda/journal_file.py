@@ -31,6 +31,12 @@ STORES = ("host", "pool", "lane")
 ENCRYPTED = "AES-256-GCM"
 IN_CLEAR = "none: whoever reads this file knows every key"
 
+# How `everett replay` tells a program that it is replayed; REPORT: a folder for what became of it.
+REPLAY_VARIABLE = "EVERETT_REPLAY"
+REPLAY_KEY_FILE_VARIABLE = "EVERETT_REPLAY_KEY_FILE"
+REPLAY_ALLOW_VERSIONS_VARIABLE = "EVERETT_REPLAY_ALLOW_VERSIONS"
+REPLAY_REPORT_VARIABLE = "EVERETT_REPLAY_REPORT"
+
 _START = struct.Struct("<8sII")
 _U32 = struct.Struct("<I")
 _HEAD = struct.Struct("<BBBBiIIQ16s")

@@ -146,7 +146,7 @@ class Journal:
 
     # --- continuing ---------------------------------------------------------------------------------------------------
 
-    def _continue(self, counters: dict, checkpoint: dict) -> "Journal":
+    def continue_from(self, counters: dict, checkpoint: dict) -> "Journal":
         """Counters were loaded from a checkpoint. A segment without a draw goes on with them; else the next one begins, so
         that tickets rise within a file. Returns the one that is written now."""
         global _current
@@ -216,21 +216,26 @@ def journal(path: str | os.PathLike, key: bytes | None = None, *, resume: bool =
     Raises JournalError: the file exists or cannot be made, a journal is being written already, or encryption is not
     available here (no libcrypto). Once a record cannot be written (disk full), every draw raises JournalError.
     """
-    global _current
     if key is not None:
         journal_file.check_key(key)
     source = session.current_source()
     if isinstance(source, ReplayedSource):
         return source.begin()
+    file, segment = Path(str(path).replace("{rank}", str(environment.rank_and_world_size()[0]))), 0
+    if resume and os.path.lexists(file):
+        file, segment = next_segment(file)
+    return begin(file, key, segment, None)
+
+
+def begin(path: Path, key: bytes | None, segment: int, continues: dict | None) -> Journal:
+    """Segment number `segment` of a journal; continues: the position of the one that it goes on from."""
+    global _current
     if key is not None and not _C.aes_gcm_available():
         raise JournalError("encryption is not available: no libcrypto with AES-256-GCM was found; install OpenSSL")
     with _lock:
         if (now := current()) is not None:
             raise JournalError(f"the journal {now.path} is being written already; close it first")
-        file, segment = Path(str(path).replace("{rank}", str(environment.rank_and_world_size()[0]))), 0
-        if resume and os.path.lexists(file):
-            file, segment = next_segment(file)
-        _current = Journal(file, key, segment, None)
+        _current = Journal(path, key, segment, continues)
         return _current
 
 

@@ -42,7 +42,9 @@ is_inference = torch.is_inference_mode_enabled
 is_compiling = torch.compiler.is_compiling  # dynamo, or a tracer of export: those have a dispatch mode
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # a third of its time outside compilation
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_randint = torch.randint  # torch's own, also while `interception` has put ours in its place
+# torch's own, also while `interception` has put ours in their place
+_randint = torch.randint
+random_ = torch._C.TensorBase.random_
 _STRIDED = torch.strided
 
 
@@ -53,7 +55,7 @@ class NonceBuffer(threading.local):
     def __init__(self):
         with torch.inference_mode(False):
             buffer = torch.empty(2, dtype=torch.int64, device="cpu")
-        self.fill = torch._C.TensorBase.random_.__get__(buffer)  # of torch.Tensor it may be ours (`interception`)
+        self.fill = random_.__get__(buffer)
         self.address = buffer.data_ptr()
 
 
@@ -100,13 +102,8 @@ def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
     of a plain one.
     """
     refuse_device(torch.device(device))
-<<<<<<< HEAD
     if is_compiling() or _is_recorded():
-        quarters = [torch.randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
-=======
-    if is_compiling():
         quarters = [_randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
->>>>>>> main
         return torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32)
     # randint subtracts 2^63 from the word that random_ takes as it is; flipping the top bit gives the same nonce, so that
     # one RNG state finds one mask whether the call is plain or transformed.

@@ -16,10 +16,20 @@ import torch
 
 from . import _C, environment, journal_file, keys
 from .errors import EverettError, ForkedError, JournalError, ReplayMismatch
-from .journal_file import CLOSE, DRAW, KEY, LOAD, STATE, STEP, WORDS, JournalReader, Record
+from .journal_file import (
+    CLOSE,
+    DRAW,
+    KEY,
+    LOAD,
+    REPLAY_REPORT_VARIABLE,
+    STATE,
+    STEP,
+    WORDS,
+    JournalReader,
+    Record,
+)
 from .source_status import SourceStatus
 
-REPORT_VARIABLE = "EVERETT_REPLAY_REPORT"
 _AHEAD = 256  # records handed to the script at a time
 _PIECE = 1 << 26  # bytes of direct words after which the writer begins another record
 
@@ -60,6 +70,7 @@ class ReplayedSource:
         self._allow_versions = allow_versions
         self._lock = threading.RLock()
         self._over = ""  # why nothing more comes
+        self._differs = ""  # the first difference: a program may catch the error and go on, but not end well
         self.seen_before = 0  # records of segments before this one
         self._open(path)
         self.uri = f"journal:{self.path}"
@@ -95,8 +106,8 @@ class ReplayedSource:
             self.refuse_if_over()
             if self.begun and (self.script.seen or self._words_seen):
                 raise ReplayMismatch(
-                    f"the program begins a second journal, but {self.path} has begun already, and one journal is replayed at "
-                    "a time: replay the other by itself, from where the program begins it"
+                    f"the program begins a second journal, but {self.path} has begun already, and one journal is replayed "
+                    "at a time: replay the other by itself, from where the program begins it"
                 )
             if not self.begun:
                 self._compare_environment()
@@ -130,6 +141,40 @@ class ReplayedSource:
                 "otherwise. " + "; ".join(notes),
                 stacklevel=4,
             )
+
+    def load(self, counts: dict[str, int]) -> None:
+        """The program loads a checkpoint: what comes next in the journal, or in its next segment, must be just that."""
+        with self._lock:
+            if not self.begun:
+                self.begin()
+            self.refuse_if_over()
+            if self._hands_out():
+                self._more()  # ends of steps that no draw has asked for yet
+            if not self.complete:
+                raise ReplayMismatch(
+                    f"{self.path}: the program loads a checkpoint after {self.seen} records that were compared, but the "
+                    "recorded one drew more before it did"
+                )
+            following = json.loads(self._next.data).get("next") if self._next and self._next.type == CLOSE else None
+            self.seen_before, self._words_seen = self.seen, 0
+            if following:
+                self._reader.close()
+                self._open(self.path.with_name(following))
+                self.begin()
+            record = self._next
+            if (
+                record is None
+                or record.type != LOAD
+                or (record.ticket, record.count) != (counts["draws"], counts["boundaries"])
+            ):
+                index = self._reader.records if record is None else record.index
+                asked = f"the loading of a checkpoint of draw {counts['draws']}, step {counts['boundaries']}"
+                raise self._mismatch(index, record, asked)
+            self._advance()
+            self.seen_before += 1
+            self._begin_script()
+            self.attach()
+            keys.continue_from(counts)
 
     # --- records ------------------------------------------------------------------------------------------------------
 
@@ -173,10 +218,11 @@ class ReplayedSource:
         else:
             recorded = str(expected)
         self._over = self._over or f"record {index} of {self.path} differs"
-        return ReplayMismatch(
+        self._differs = self._differs or (
             f"record {index} of {self.path}: recorded was {recorded}; the program asked for {asked}. It is not the program "
             "that was recorded: its code, its data, its seeds or its order of draws differ."
         )
+        return ReplayMismatch(self._differs)
 
     def _end(self) -> str:
         if self._next is None:
@@ -187,8 +233,12 @@ class ReplayedSource:
 
     def end_step(self) -> None:
         """The program ended a step: raises ReplayMismatch if the journal's step had more in it."""
+        if self._differs:
+            raise ReplayMismatch(self._differs)
         if not self.begun or self._over:
             return
+        if self._steps_given < self.script.step and self._hands_out():
+            self._more()
         while len(self._steps) > max(0, self._steps_given - self.script.step):
             self._steps.popleft()
         if self.script.difference is not None:
@@ -206,7 +256,7 @@ class ReplayedSource:
         asked = f"{len(out)} bytes of direct words for {_place(place)}"
         done = 0
         with self._lock:
-            self.refuse_if_over()
+            self._refuse_unless_begun()
             while done < len(out):
                 record = self._next_words(place, asked)
                 if len(record.data) != min(len(out) - done, _PIECE):
@@ -229,7 +279,6 @@ class ReplayedSource:
         raise self._mismatch(self._reader.records if self._next is None else self._next.index, None, asked)
 
     def _hands_out(self) -> bool:
-        self._refuse_unless_begun()
         return self._next is not None and self._next.type in (KEY, DRAW, STEP, WORDS)
 
     def take(self, n: int, timeout_s: float | None = None) -> bytes:
@@ -265,6 +314,8 @@ class ReplayedSource:
         """JournalError once the replay has ended, ForkedError in a child."""
         if self.ring.forked:
             raise self.error_for(_C.Take.forked, 0)
+        if self._differs:
+            raise ReplayMismatch(self._differs)
         if self._over:
             raise self.error_for(_C.Take.closed, 0)
 
@@ -276,23 +327,24 @@ class ReplayedSource:
     @property
     def complete(self) -> bool:
         """Whether the program asked for everything that the journal holds."""
-        left = self.script.waiting or any(self._words.values()) or (self._next is not None and self._hands_out())
+        left = self.script.waiting or any(self._words.values()) or self._hands_out()
         return self.begun and not left and self.script.difference is None
 
     def finish(self) -> None:
         """Nothing more is replayed. ReplayMismatch if the journal holds something that the program did not ask for."""
         with self._lock:
+            if self._differs:
+                raise ReplayMismatch(self._differs)
             if self._over or self.ring.forked:
                 return
-            complete = self.complete
-            seen = self.seen
+            complete, seen = self.complete, self.seen
             self._over = "the program closed its journal"
             self._report(complete)
             self._reader.close()
             if self.begun and not complete:
                 raise ReplayMismatch(
-                    f"{self.path} holds more than the program asked for: it closed its journal after {seen} records that were "
-                    "compared. It is not the program that was recorded, or it ended early."
+                    f"{self.path} holds more than the program asked for: it closed its journal after {seen} records that "
+                    "were compared. It is not the program that was recorded, or it ended early."
                 )
 
     def close(self) -> None:
@@ -307,7 +359,7 @@ class ReplayedSource:
 
     def _report(self, complete: bool) -> None:
         """For `everett replay`, which waits for the program: a file in the folder that it made."""
-        folder = os.environ.get(REPORT_VARIABLE)
+        folder = os.environ.get(REPLAY_REPORT_VARIABLE)
         if folder and Path(folder).is_dir():
             said = {"journal": str(self.path), "compared": self.seen, "complete": complete, "end": self._end()}
             (Path(folder) / f"{os.getpid()}.json").write_text(json.dumps(said))

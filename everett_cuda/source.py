@@ -87,13 +87,19 @@ class Source:
     def open(cls, uri: str, ring_bytes: int | None = None) -> "Source":
         """Opens the source that `uri` names and runs its start-up test; when this returns, bits flow.
 
-        ring_bytes: capacity of the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises
+        A broker's source is a `BrokerSource`, whose ring has the broker's size. ring_bytes: capacity of the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises
         UnknownScheme, BadParameter, SourceError, SourceExhausted (a recording too short for the start-up test) or
         StartupTestFailed; then nothing is left open.
         """
         if ring_bytes is not None and (ring_bytes < 16384 or ring_bytes & (ring_bytes - 1)):
             raise ValueError(f"ring_bytes must be a power of two, at least 16384, not {ring_bytes}")
-        return cls(uri, lambda: open_driver(uri), ring_bytes)
+        driver = open_driver(uri)
+        if driver.ring is not None:
+            from .broker_source import BrokerSource
+
+            return BrokerSource(uri, driver)
+        first = [driver]
+        return cls(uri, lambda: first.pop() if first else open_driver(uri), ring_bytes)
 
     # --- flow -------------------------------------------------------------------------------------------------------
 
@@ -278,6 +284,10 @@ class Source:
             except BaseException:
                 taken[:] = bytes(len(taken))
                 raise
+
+    def outage(self) -> str:
+        """Why no bits can come now, where more is known than that none came; empty otherwise."""
+        return ""
 
     def error_for(self, answer: _C.Take, asked: int, timeout_s: float | None = None) -> EverettError:
         """The exception that a ring's answer other than `ok` stands for; asked: the bytes asked for."""

@@ -440,6 +440,10 @@ class Source:
         """How many raw bytes a start-up test takes."""
         return self._pipeline.startup_bytes
 
+    def responses_from(self, start: int) -> list:
+        """As `Driver.responses_from`."""
+        return self.driver.responses_from(start)
+
     def status(self) -> SourceStatus:
         """What the source is and has done; of the moment of closing once it is closed. ForkedError in a child."""
         self._refuse_in_child()

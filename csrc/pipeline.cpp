@@ -82,6 +82,7 @@ void Pipeline::begin_segment() {
   shared_->segments.push_back({shared_->counts.blocks_out, base_});
   if (shared_->segments.size() > kSegments) shared_->segments.pop_front();
   shared_->counts.transients += after_alarm_;
+  shared_->counts.startups++;
   opening_ = after_alarm_ = false;
   flow_.store(Flow::flowing);
 }

@@ -59,7 +59,7 @@ class Pipeline {
 
   // Any thread, any time. All counts are since construction.
   struct Counts {
-    uint64_t raw_in, raw_held, raw_dropped, blocks_out, transport_errors, transients;
+    uint64_t raw_in, raw_held, raw_dropped, blocks_out, transport_errors, transients, startups;
     uint64_t alarms[kTests];
   };
   Flow flow() const { return flow_.load(); }

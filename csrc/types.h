@@ -3,11 +3,12 @@
 
 namespace everett {
 
-enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, u32 = 4, f8e4m3 = 5, f8e5m2 = 6 };
+enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, u32 = 4, f8e4m3 = 5, f8e5m2 = 6, i64 = 7 };
 
 constexpr int bytes_of(DType t) {
   switch (t) {
-    case DType::f64: return 8;
+    case DType::f64:
+    case DType::i64: return 8;
     case DType::bf16:
     case DType::f16: return 2;
     case DType::f8e4m3:
@@ -24,7 +25,11 @@ enum class MaskedOp : int { dropout = 0, dropout_add = 1, affine = 2 };
 // Keep masks can also be stored by themselves, a bit an element (the op keep_bits): bit i of the output, little endian
 // within its byte, is 1 where element i is kept.
 
-enum class Fill : int { words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5 };
+// Fills. The last four take a parameter of 8 bytes, one for each element or one for all: a probability (fp64), how many
+// integers there are, 0, 1, ... (64 bits, 0 standing for 2^64), or the shape of a gamma distribution (fp64).
+enum class Fill : int {
+  words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5, integers = 6, gamma = 7, log_gamma = 8
+};
 
 // Contiguous rows of `columns` elements: v = in + bias (one row of it, or null), and then
 //   bias_dropout_add     out = (keep ? v * scale : 0) + extra

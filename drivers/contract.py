@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..errors import SourceError
+
+if TYPE_CHECKING:
+    from .._C import RingReader
 
 Kind = Literal["quantum", "quantum-remote", "electronic", "recorded", "simulated"]
 BitOrder = Literal["msb_first", "lsb_first"]
@@ -118,6 +121,8 @@ class Driver(abc.ABC):
     metered: bool = False
     loop: bool = False  # begins again at its end, by request
     passes: int = 0  # how often it has begun again; a read never reaches across
+    # Of `broker:` alone: where bits arrive that were tested and conditioned already. It gives no raw bytes.
+    ring: "RingReader | None" = None
     details: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
@@ -163,6 +168,11 @@ class Driver(abc.ABC):
 
         Called by the thread that reads, between reads. For devices that ask for the test and want to be told.
         """
+
+    def responses_from(self, start: int) -> list:
+        """The `responses.Response`s of a web service since it was opened, from the start-th on; other threads ask. Others
+        have none: whole reads of a device are never committed to, because nobody else could have had them."""
+        return []
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -81,7 +81,11 @@ def compare_responses(paths: list[str | os.PathLike]) -> list[tuple[Response, ..
 
 
 class ResponseLog:
-    """The log of one account, open for appending; about 190 bytes of memory and 90 on the disk a response."""
+    """The log of one account, open for appending; about 190 bytes of memory and 90 on the disk a response, and twice the
+    memory for those since it was opened.
+
+    added: what was logged since it was opened, in order; it only grows.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -96,6 +100,8 @@ class ResponseLog:
             elif not text.endswith("\n"):
                 os.ftruncate(self._fd, text.rindex("\n") + 1)
             self._seen = {bytes.fromhex(r.commitment): r.when for r in _parse(path, text)}
+            self.added: list[Response] = []
+            self._next_line = max(text.count("\n"), 1) + 1
         except BaseException:
             self.close()
             raise
@@ -117,6 +123,8 @@ class ResponseLog:
         new = commitment(response)
         when = now_utc()
         self._append(f"{when} {len(response)} {new}")
+        self.added.append(Response(self._path, self._next_line, when, len(response), new))
+        self._next_line += 1
         before = self._seen.setdefault(bytes.fromhex(new), when)
         return None if before is when else before
 

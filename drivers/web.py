@@ -31,7 +31,7 @@ from .api_key import ApiKey, read_key, refuse_key_in_uri
 from .contract import DeviceFault, Driver, Finding, TransportError
 from .http_client import Answer, HttpClient, Unanswered, parse_url, tls_context, untrusted
 from .patience import Patience
-from .responses import ResponseLog
+from .responses import Response, ResponseLog
 from .spend import Account, account_id, parse_usd
 from .uri import SourceURI
 from .web_request import Request, parse_path
@@ -285,6 +285,9 @@ class WebDriver(Driver):
             "requests": state,
             "responses": f"{len(self._log)} logged, {repeated}",
         }
+
+    def responses_from(self, start: int) -> list[Response]:
+        return self._log.added[start:]
 
     # --- closing ----------------------------------------------------------------------------------------------------
 

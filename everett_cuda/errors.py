@@ -49,5 +49,21 @@ class RNGDesync(EverettError):
     """Ranks that must have the same random numbers have not: their torch RNG states or their steps differ."""
 
 
+class NoDistribution(EverettError, ValueError):
+    """Weights that are no distribution: NaN, infinite or negative ones, or too few above 0."""
+
+
+class JournalError(EverettError):
+    """A journal cannot be written, so nothing is drawn; or it cannot be read, or not be replayed here."""
+
+
+class ReplayMismatch(EverettError):
+    """A replayed program asked for something else than what its journal holds next."""
+
+
 class ReplayMiss(EverettError):
     """A recomputation inside a backward asked for a key that no forward drew, or that the tape has dropped."""
+
+
+class LedgerError(EverettError):
+    """A ledger cannot be written or read, or a key to sign it with cannot be used."""

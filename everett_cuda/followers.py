@@ -1,5 +1,5 @@
-"""What follows the keys and so must hear of steps and of the end: things that keep secrets of their own on a GPU, and the
-policy of several processes.
+"""What follows the keys and so must hear of steps and of the end: things that keep secrets of their own on a GPU, the
+policy of several processes, and ledgers.
 
 They come after the keys in the order of files, so the keys know them only as `Follower`s.
 """
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Follower(Protocol):
-    """A GPU's key for graphs, its direct words, or the keys that processes share."""
+    """A GPU's key for graphs or its direct words, the keys that processes share, or a ledger."""
 
     def end_step(self, by_optimizer: bool) -> None:
         """A step ended, outside backwards and captures; by_optimizer: without the user's asking."""
@@ -29,6 +29,7 @@ def follow(follower: Follower, first: bool = False) -> None:
 
 
 def unfollow(follower: Follower) -> None:
+    """From now on `follower` hears of nothing."""
     _all.remove(follower)
 
 

@@ -14,11 +14,14 @@ from .errors import EverettError
 
 # Numbers of the element types in the kernels (csrc/types.h): of noise, and of masked ops.
 NOISE_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-INT32 = 4
+INT32, INT64 = 4, 7
 _FP8 = {"float8_e4m3fn": 5, "float8_e5m2": 6}
 TYPES = NOISE_TYPES | {getattr(torch, name): number for name, number in _FP8.items() if hasattr(torch, name)}
 # kind of noise: (number in the kernels, purpose tag)
-KINDS = {"words": (0, 8), "uniform": (1, 2), "normal": (2, 3), "exponential": (3, 4), "gumbel": (4, 4), "bernoulli": (5, 6)}
+KINDS = {
+    "words": (0, 8), "uniform": (1, 2), "normal": (2, 3), "exponential": (3, 4), "gumbel": (4, 4), "bernoulli": (5, 6),
+    "integers": (6, 8), "gamma": (7, 9), "log_gamma": (8, 9),
+}  # fmt: skip
 _DROPOUT, _DROPOUT_ADD, _AFFINE = 0, 1, 2
 _SERIAL_BELOW = 32768  # elements; a second thread costs more than it gives
 _empty_like = torch.empty_like
@@ -46,7 +49,8 @@ class Mask(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """A tensor of noise: a kind of KINDS, shape, dtype (int32 for words) and the number of the stream's generator."""
+    """A tensor of noise: a kind of KINDS, shape, dtype (int32 for words, int64 for integers) and the number of the stream's
+    generator."""
 
     kind: str
     shape: tuple
@@ -55,7 +59,7 @@ class Fill(NamedTuple):
 
     @property
     def type(self) -> int:
-        return INT32 if self.dtype == torch.int32 else NOISE_TYPES[self.dtype]
+        return {torch.int32: INT32, torch.int64: INT64}.get(self.dtype) or NOISE_TYPES[self.dtype]
 
 
 def _row_major(shape) -> list[int]:
@@ -120,6 +124,11 @@ class Cpu:
     def draw(world: bool = False) -> bytes:
         """The record of a new draw; world: its family (`keys.draw_record`)."""
         return keys.draw_record(world)
+
+    @staticmethod
+    def draw_by(generator: int, nonce_address: int) -> bytes:
+        """The record of a draw by an `ev.Generator` of this number."""
+        return keys.draw_generator_record(generator, nonce_address)
 
     @staticmethod
     def mix(nonce: torch.Tensor, grad_enabled: bool, world: bool = False) -> torch.Tensor:
@@ -197,17 +206,29 @@ class Cpu:
         return y
 
     @staticmethod
+    def attention_mask(record, stream: int, p: float, x: torch.Tensor) -> torch.Tensor:
+        """Weights (heads, queries, keys), contiguous, after dropout by the attention law; p from 1/256 to 31/32."""
+        y = _empty_like(x)
+        _C.attention_mask(
+            record_bytes(record), stream, p, TYPES[x.dtype], x.data_ptr(), y.data_ptr(), *x.shape, 0, 0, 0,
+            _threads(x.numel()),
+        )  # fmt: skip
+        return y
+
+    @staticmethod
     def fill(record: bytes | torch.Tensor, fill: Fill, p: torch.Tensor | None) -> torch.Tensor:
-        """Noise expanded from a record. p: fp64, contiguous, one probability an element (bernoulli only)."""
+        """Noise expanded from a record. p: contiguous, one an element or one for all: fp64 probabilities (bernoulli), int64
+        numbers of integers, 0 for 2^64 (integers), or fp64 shapes (gamma, log_gamma)."""
         out = torch.empty(fill.shape, dtype=fill.dtype, device="cpu")
         n = out.numel()
         if n == 0:
             return out
         kind, tag = KINDS[fill.kind]
         size, one = (n,), (1,)  # contiguous all through: one dimension, logical index = position
+        p_step = (0,) if p is not None and p.numel() == 1 else one
         _C.fill(
-            kind, record_bytes(record), fill.stream, tag, fill.type, address(p), out.data_ptr(), size, one, one, one, 0, 0,
-            _threads(n),
+            kind, record_bytes(record), fill.stream, tag, fill.type, address(p), out.data_ptr(), size, p_step, one, one, 0,
+            0, _threads(n),
         )  # fmt: skip
         return out
 

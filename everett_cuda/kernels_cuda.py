@@ -44,6 +44,14 @@ class Cuda:
         self.graph_key.prepare(stream)
         return keys.draw_cuda_record(self._index, self._generator, world)
 
+    def draw_by(self, generator: int, nonce_address: int) -> bytes:
+        if self._module.capture_id(self._index, self._current_stream(self._index)):
+            raise EverettError(
+                "generator: an ev.Generator counts on the host, so a captured graph would repeat one draw at every replay. "
+                "Leave it out in what is captured: draws then come from torch's generator of the GPU."
+            )
+        return keys.draw_generator_record(generator, nonce_address, self._index)
+
     def mix(self, nonce: torch.Tensor, grad_enabled: bool, world: bool = False) -> torch.Tensor:
         stream = self._current_stream(self._index)
         if self._module.capture_id(self._index, stream):
@@ -109,6 +117,14 @@ class Cuda:
         )  # fmt: skip
         return y
 
+    def attention_mask(self, record, stream: int, p: float, x: torch.Tensor) -> torch.Tensor:
+        y = _empty_like(x)
+        self._module.attention_mask(
+            self._record(record), stream, p, TYPES[x.dtype], x.data_ptr(), y.data_ptr(), *x.shape, 0, 0, 0, self._index,
+            self._current_stream(self._index),
+        )  # fmt: skip
+        return y
+
     def fill(self, record: bytes | torch.Tensor, fill: Fill, p: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty(fill.shape, dtype=fill.dtype, device=self._device)
         n = out.numel()
@@ -117,7 +133,7 @@ class Cuda:
         kind, tag = KINDS[fill.kind]
         self._module.fill(
             kind, self._record(record), fill.stream, tag, fill.type, address(p), out.data_ptr(), n, 0, 0, self._index,
-            self._current_stream(self._index),
+            self._current_stream(self._index), p is not None and p.numel() == 1,
         )  # fmt: skip
         return out
 

@@ -45,10 +45,12 @@ _NEXT_STEP = 'Call ev.open("auto") or ev.open(URI), or set EVERETT_SOURCE=URI.'
 
 _keyring: "_C.Keyring | None" = None
 _settings = {"freshness": "op", "on_starved": "stretch", "max_stretch": 2**16, "timeout_s": 60.0}
-_explain: Callable[[str], Exception | None] | None = None
+_explain: Callable[[str], Exception | str | None] | None = None
 _lock = threading.Lock()  # of the four above, innermost: ev.open comes here holding a lock of its own
 _opening = threading.RLock()
 _hook = None
+_witness_error: Callable[[str], Exception] | None = None
+_watched_by = ""
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------
@@ -90,6 +92,26 @@ def draw_cuda_record(index: int, generator: torch.Generator, world: bool = False
     if graph_task_id() == -1:
         return keyring.draw(nonce.address, is_inference(), index, world)
     return _draw_in_backward(keyring, nonce.address, device=index, world=world)
+
+
+def draw_generator_record(generator: int, nonce_address: int, device: int = _CPU) -> bytes:
+    """As `draw_record(world=True)`, for an `ev.Generator`: generator is its number, from 1; its nonce (16 bytes) lies at an
+    address. device: -1 or the number of a GPU."""
+    keyring = _keyring or _open_from_environment()
+    if graph_task_id() != -1:
+        return _draw_in_backward(keyring, nonce_address, None, device, True, generator)
+    return keyring.draw_at(
+        nonce_address,
+        device,
+        generator,
+        inference=is_inference(),
+        in_backward=False,
+        grad_enabled=False,
+        keep_graph=False,
+        nested=False,
+        node=_NO_NODE,
+        world=True,
+    )
 
 
 def draw_graph_key(address: int) -> None:
@@ -150,12 +172,13 @@ def _draw_in_backward(
     grad_enabled: bool | None = None,
     device: int = _CPU,
     world: bool = False,
+    generator: int = _DEFAULT_GENERATOR,
 ) -> bytes:
     node = current_node()
     return keyring.draw_at(
         nonce_address,
         device,
-        _DEFAULT_GENERATOR,
+        generator,
         inference=is_inference(),
         in_backward=True,
         grad_enabled=torch.is_grad_enabled() if grad_enabled is None else grad_enabled,
@@ -273,6 +296,18 @@ def _set(**changes) -> None:
             _keyring.set_policy(**_settings)
 
 
+def is_ours() -> bool:
+    """Whether a source is open whose keys this process may use: not in a child of the process that opened it."""
+    keyring = _keyring
+    return keyring is not None and not keyring.forked
+
+
+def require_source() -> None:
+    """Opens the source that EVERETT_SOURCE names if none is open. Raises SourceNotOpen, or ForkedError in a child."""
+    if (_keyring or _open_from_environment()).forked:
+        _refuse("forked")
+
+
 def counters() -> dict[str, int]:
     """What became of the draws since `attach`; empty without a source.
 
@@ -289,18 +324,19 @@ def counters() -> dict[str, int]:
 
 
 def attach(
-    ring: "_C.Ring", explain: Callable[[str], Exception | None] | None = None, tape_entries: int = 2**18
+    ring: "_C.RingReader", explain: Callable[[str], Exception | str | None] | None = None, tape_entries: int = 2**18
 ) -> None:
-    """Keys come from `ring` (a `_C.Ring`) from now on. ev.open does this.
+    """Keys come from `ring` (a `_C.Ring`, or a broker's) from now on. ev.open does this.
 
     explain: given "ended", "failed", "alarm", "closed" or "forked", the source's own account of it (an exception), or
-    None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
+    None; given "starved", why no bits come now (text), or None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
     already there its tape stays as it is, so that graphs built before the source was opened again still recompute.
     """
-    global _keyring, _explain, _hook
+    global _keyring, _explain, _hook, _watched_by
     with _lock:
         if _keyring is None or _keyring.forked:
             keyring = _C.Keyring(ring, tape_entries, _refuse)
+            _watched_by = ""
             keyring.on_repeat = _warn_of_repeat
         else:
             keyring = _keyring
@@ -312,18 +348,78 @@ def attach(
         _keyring = keyring
 
 
+def watch(
+    witness: "_C.KeyWitness",
+    by: str,
+    error: Callable[[str], Exception],
+    more: Callable[[], None] | None = None,
+) -> None:
+    """Every draw from now on is told to `witness` (csrc/key.h) before its key is used: a journal, or a replay.
+
+    by: what watches, for errors. error: given "unrecorded" or "differs", the exception of a draw that it refused. more:
+    called by a draw of a replay that needs more records. Raises SourceNotOpen without a source.
+    """
+    global _witness_error, _watched_by
+    with _lock:
+        if _keyring is None:
+            raise SourceNotOpen(f"{by}: no source is open. {_NEXT_STEP}")
+        _keyring.on_unscripted = more
+        _keyring.set_witness(witness)
+        _witness_error, _watched_by = error, by
+
+
+def unwatch() -> None:
+    """Nobody is told of draws any more."""
+    global _watched_by
+    with _lock:
+        _watched_by = ""
+        if _keyring is not None:
+            _keyring.set_witness(None)
+
+
+def watched_by() -> str:
+    """What watches the draws of this process; empty: nothing."""
+    return _watched_by if _keyring is not None and not _keyring.forked else ""
+
+
+def continue_from(counts: dict[str, int]) -> None:
+    """Counts and tickets go on from these (`counters` of the run that is continued). SourceNotOpen without a source."""
+    with _lock:
+        if _keyring is None:
+            raise SourceNotOpen(f"counters continue from a checkpoint once a source is open. {_NEXT_STEP}")
+        _keyring.continue_from(counts)
+
+
 def detach() -> None:
     """Forgets the ring, the keys (also those on GPUs) and the tape; all is overwritten with zeros once no draw is
     running. ev.close does this."""
-    global _keyring, _explain
+    global _keyring, _explain, _watched_by
     with _lock:
         _keyring = _explain = None
+        _watched_by = ""
     followers.forget()
 
 
+def open_in_child(uri: str) -> None:
+    """In a forked child: the next draw opens `uri` for this process. What the parent has is left as it is, locks included:
+    one of its threads may have held them."""
+    global _keyring, _explain, _lock, _opening, _child_uri
+    _parents.append(_keyring)
+    _keyring = _explain = None
+    _lock, _opening = threading.Lock(), threading.RLock()
+    _child_uri = uri
+
+
+_child_uri: str | None = None
+_parents: list = []
+
+
 def _open_from_environment() -> "_C.Keyring":
-    """The source that EVERETT_SOURCE names, opened by the first draw (not in a set-uid program)."""
-    uri = os.environ.get("EVERETT_SOURCE") if os.geteuid() == os.getuid() and os.getegid() == os.getgid() else None
+    """The source that EVERETT_SOURCE names, opened by the first draw (not in a set-uid program); in a child of a broker's
+    client, that broker."""
+    uri = _child_uri
+    if uri is None and os.geteuid() == os.getuid() and os.getegid() == os.getgid():
+        uri = os.environ.get("EVERETT_SOURCE") or os.environ.get("EVERETT_REPLAY")  # a replay opens no URI
     if not uri:
         raise SourceNotOpen(f"a draw was asked for before any source was open. {_NEXT_STEP}")
     with _opening:
@@ -338,11 +434,14 @@ def _open_from_environment() -> "_C.Keyring":
 
 def _refuse(reason: str) -> None:
     """Raises the error of a draw that made no record."""
+    if reason in ("unrecorded", "differs"):
+        raise _witness_error(reason)
     told = _explain(reason) if _explain is not None and reason in _SOURCE_ERRORS else None
     if told is not None:
         raise told
     if reason == "starved":
-        raise Starved(_starved_message())
+        outage = _explain("starved") if _explain is not None else None
+        raise Starved(_starved_message() + (f" Now: {outage}." if outage else ""))
     if reason in _REPLAY_ERRORS:
         raise ReplayMiss(_REPLAY_ERRORS[reason])
     if reason == "withheld":

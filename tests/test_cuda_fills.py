@@ -100,7 +100,8 @@ def test_the_record_may_lie_in_device_memory(emulated):
 def test_wrong_arguments_are_refused(emulated):
     good = dict(kind=1, record=_record(0), generator=0, tag=2, type=0, p=0, out=16, n=0, e0=0, s=0, device=0, stream=0)
     emulated.fill(**good)
-    wrong = [dict(kind=6), dict(kind=0), dict(type=4, n=4), dict(type=5, n=4), dict(type=7), dict(n=-1), dict(generator=4),
+    wrong = [dict(kind=9), dict(kind=6), dict(kind=0), dict(type=4, n=4), dict(type=5, n=4), dict(type=7, n=4), dict(type=8),
+             dict(n=-1), dict(generator=4),
              dict(record=b""), dict(out=2), dict(kind=5, n=4), dict(kind=5, n=4, p=12)]  # fmt: skip
     for change in wrong:
         with pytest.raises(ValueError):

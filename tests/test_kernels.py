@@ -545,7 +545,7 @@ def test_rejects_what_is_no_job():
     with pytest.raises(ValueError, match="1 to 16 dimensions"):
         _C.fill(0, bytes(48), 0, 8, 4, 0, at, (1,) * 17, (1,) * 17, (1,) * 17, (1,) * 17, 0, 0, 1)
     with pytest.raises(ValueError, match="unknown kind"):
-        _C.fill(6, bytes(48), 0, 8, 4, 0, at, (4,), (1,), (1,), (1,), 0, 0, 1)
+        _C.fill(9, bytes(48), 0, 8, 4, 0, at, (4,), (1,), (1,), (1,), 0, 0, 1)
     with pytest.raises(ValueError, match="no instruction set 'sse9'"):
         _C.use_instruction_set("sse9")
     with pytest.raises(ValueError, match="32 bytes"):

@@ -112,7 +112,8 @@ void with_element(DType type, Body body) {
     case DType::f16: return body(ElementF16{});
     case DType::f8e4m3: return body(ElementE4m3{});
     case DType::f8e5m2: return body(ElementE5m2{});
-    case DType::u32: throw std::invalid_argument("uint32 is not a type of masked ops");
+    case DType::u32:
+    case DType::i64: throw std::invalid_argument("integers are no type of masked ops");
   }
 }
 

@@ -136,22 +136,29 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<Type>) fill_kern
   }
 }
 
-// ---- Bernoulli -------------------------------------------------------------------------------------------------------
+// ---- Bernoulli decisions and integers --------------------------------------------------------------------------------
 
-struct BernoulliParameters {
+struct DecisionParameters {
   RecordSource record;
   u32 tag, s;
   int rounds;
-  const double* p;
+  const u64* p;
+  u64 p_step;  // from an element's parameter to the next one's: 1, or 0 where all have the same
   void* out;
-  u64 one;  // the pattern of 1, of `bytes` bytes
+  u64 one;  // Bernoulli: the pattern of 1, of `bytes` bytes
   int bytes;
   u64 n, e0;
 };
 
+template <Fill Kind>
+__device__ __forceinline__ u64 decision(u64 draw, u64 parameter, u64 one) {
+  if constexpr (Kind == Fill::integers) return integer_below(draw, parameter);
+  return bernoulli(draw, as_f64(parameter)) ? one : 0;
+}
+
 // An element at a time, neighbours in neighbouring lanes: the 8 bytes of p that each reads are what takes the time.
-template <Engine E>
-__global__ void __launch_bounds__(kThreads) bernoulli_kernel(const BernoulliParameters p) {
+template <Fill Kind, Engine E>
+__global__ void __launch_bounds__(kThreads) decision_kernel(const DecisionParameters p) {
   constexpr u32 kStretch = 256;
   alignas(64) __shared__ u8 shared[kWarps * kWarpBytes];
   const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -161,8 +168,8 @@ __global__ void __launch_bounds__(kThreads) bernoulli_kernel(const BernoulliPara
   const u64 step = (u64)gridDim.x * kWarps;
   for (u64 stretch = (u64)blockIdx.x * kWarps + warp; stretch * kStretch < p.n + phase; stretch += step) {
     const u64 begin = stretch * kStretch - phase + lane;  // wraps around before the first element, which n then rules out
-    double probability[8];
-    for (u32 k = 0; k < 8; k++) probability[k] = begin + 32 * k < p.n ? p.p[begin + 32 * k] : 0;
+    u64 parameter[8];
+    for (u32 k = 0; k < 8; k++) parameter[k] = begin + 32 * k < p.n ? p.p[(begin + 32 * k) * p.p_step] : 0;
     u32 x[16];
     stream.block((p.e0 >> 3) + stretch * 32 + lane, x);
     __syncwarp();
@@ -170,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) bernoulli_kernel(const BernoulliPara
     __syncwarp();
     for (u32 k = 0; k < 8; k++) {
       const u64 i = begin + 32 * k;
-      const u64 value = bernoulli(row_element<4, u64>(rows, 32 * k + lane), probability[k]) ? p.one : 0;
+      const u64 value = decision<Kind>(row_element<4, u64>(rows, 32 * k + lane), parameter[k], p.one);
       if (i >= p.n) continue;
       if (p.bytes == 2) ((u16*)p.out)[i] = (u16)value;
       if (p.bytes == 4) ((u32*)p.out)[i] = (u32)value;
@@ -228,17 +235,27 @@ u64 pattern_of_one(DType type) {
   }
 }
 
-template <Engine E>
-void launch_bernoulli(const FillCall& c, u64 n, u64 e0, cudaStream_t stream) {
-  const BernoulliParameters p = {c.record, c.tag, c.s, rounds_of(c.generator), c.p, c.out, pattern_of_one(c.type),
-                                 bytes_of(c.type), n, e0};
-  launch("bernoulli_kernel", bernoulli_kernel<E>, grid_for<bernoulli_kernel<E>>((n + e0 % 8 + 255) / 256), kThreads, stream, p);
+template <Fill Kind, Engine E>
+void launch_decisions(const FillCall& c, u64 n, u64 e0, cudaStream_t stream) {
+  const u64 one = Kind == Fill::bernoulli ? pattern_of_one(c.type) : 0;
+  const DecisionParameters p = {c.record, c.tag, c.s, rounds_of(c.generator), c.p, c.one_p ? 0u : 1u, c.out, one,
+                                bytes_of(c.type), n, e0};
+  const unsigned grid = grid_for<decision_kernel<Kind, E>>((n + e0 % 8 + 255) / 256);
+  launch("decision_kernel", decision_kernel<Kind, E>, grid, kThreads, stream, p);
+}
+
+template <Fill Kind>
+void decide(const FillCall& c, u64 n, u64 e0, cudaStream_t stream) {
+  if (c.generator == kPhilox) return launch_decisions<Kind, Engine::philox>(c, n, e0, stream);
+  launch_decisions<Kind, Engine::chacha>(c, n, e0, stream);
 }
 
 }  // namespace
 
 void launch_fill(const FillCall& c, u64 n, u64 e0, cudaStream_t stream) {
   if (c.kind == Fill::words && c.type != DType::u32) throw std::invalid_argument("words are uint32");
+  if (c.kind == Fill::integers && c.type != DType::i64) throw std::invalid_argument("integers are int64");
+  if (c.kind >= Fill::gamma && c.type != DType::f64) throw std::invalid_argument("gamma variates are fp64");
   if (n == 0) return;
   switch (c.kind) {
     case Fill::words: return with_engine<Fill::words, ElementF32>(c, n, e0, stream);
@@ -246,9 +263,10 @@ void launch_fill(const FillCall& c, u64 n, u64 e0, cudaStream_t stream) {
     case Fill::normal: return with_type<Fill::normal>(c, n, e0, stream);
     case Fill::exponential: return with_type<Fill::exponential>(c, n, e0, stream);
     case Fill::gumbel: return with_type<Fill::gumbel>(c, n, e0, stream);
-    case Fill::bernoulli:
-      return c.generator == kPhilox ? launch_bernoulli<Engine::philox>(c, n, e0, stream)
-                                    : launch_bernoulli<Engine::chacha>(c, n, e0, stream);
+    case Fill::bernoulli: return decide<Fill::bernoulli>(c, n, e0, stream);
+    case Fill::integers: return decide<Fill::integers>(c, n, e0, stream);
+    case Fill::gamma:
+    case Fill::log_gamma: return launch_gamma(c, n, e0, stream);
   }
 }
 

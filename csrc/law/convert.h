@@ -1,4 +1,4 @@
-// Draws into values: uniform, normal, exponential, Gumbel, Bernoulli of stream law 1, bit for bit the same everywhere.
+// Draws into values: uniform, normal, exponential, Gumbel, Bernoulli, integers of stream law 1, the same bits everywhere.
 //
 // Nothing here calls a maths library: ln, sin and cos are polynomials, every fused multiply-add is written as one, and
 // square root and division are the correctly rounded IEEE operations. everett_cuda/reference/convert.py is the numpy
@@ -197,5 +197,11 @@ EV_FN void normal_pair_f64(u64 a, u64 b, double& even, double& odd) {
 EV_FN bool bernoulli(u64 draw, double p) {
   return p >= 1.0 || draw < (u64)__builtin_rint(p * 0x1p64);
 }
+
+// ---- integers -------------------------------------------------------------------------------------------------------
+
+// One of 0 ... span-1, each with a probability within 2^-64 of 1/span: the high 64 bits of draw * span. A span of 0 stands
+// for 2^64.
+EV_FN u64 integer_below(u64 draw, u64 span) { return span == 0 ? draw : mul_hi(draw, span); }
 
 }  // namespace everett

@@ -37,6 +37,21 @@ def gumbel(record, e, dtype="float32", generator="chacha8", s=0):
     return convert.gumbel(stream.draws(record, 64, e, stream.EXPONENTIAL, s, generator), dtype)
 
 
+def integers(record, e, span, generator="chacha8", s=0):
+    """uint64 in [0, span): the high half of draw * span, exactly. span: Python integers from 1 to 2^64, one or in the shape
+    of e."""
+    draws = stream.draws(record, 64, e, stream.INTEGER, s, generator)
+    spans = np.broadcast_to(np.asarray(span, object), draws.shape)
+    products = [int(d) * int(n) >> 64 for d, n in zip(draws.ravel(), spans.ravel(), strict=True)]
+    return np.array(products, np.uint64).reshape(draws.shape)
+
+
+def permutation(record, n, generator="chacha8"):
+    """int64 (n,): the order of the draws 0 ... n-1 of 64 bits; equal ones keep theirs."""
+    draws = stream.draws(record, 64, np.arange(n), stream.INTEGER, 0, generator)
+    return np.array(sorted(range(n), key=lambda i: (int(draws[i]), i)), np.int64)
+
+
 def bernoulli(record, e, p, generator="chacha8", s=0):
     """True with probability p (float64 array that broadcasts to e), decided by the 64-bit draw e."""
     return convert.bernoulli(stream.draws(record, 64, e, stream.BERNOULLI, s, generator), p)

@@ -34,8 +34,8 @@ Drawn refusal(Take t) {
 }
 
 // Under inference a request always gets a new key and leaves no trace on the tape, which is what a graph's key needs.
-constexpr KeyRequest kGraphKey{{-1, 0, {}, Family::rank}, true, {}};
-constexpr KeyRequest kKeyToShare{{-1, 0, {}, Family::rank}, true, {}, true};
+constexpr KeyRequest kGraphKey{{-1, 0, {}, Family::rank}, true, {}, KeyRequest::graph};
+constexpr KeyRequest kKeyToShare{{-1, 0, {}, Family::rank}, true, {}, KeyRequest::to_share};
 
 // The record of a key that was drawn; the key is wiped in any case.
 Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
@@ -123,7 +123,7 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
     case Found::nothing:
     case Found::unverified: {
       const int family = int(request.name.family);
-      const GroupKey group = request.to_share ? GroupKey::none : group_[family];
+      const GroupKey group = request.use == KeyRequest::to_share ? GroupKey::none : group_[family];
       if (group == GroupKey::withheld) {
         drawn = Drawn::withheld;
         break;
@@ -136,17 +136,30 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
         bool open = state == Take::ok || state == Take::ended || state == Take::failed;
         drawn = open ? Drawn::shared : refusal(state);
         if (open) memcpy(key, group == GroupKey::set ? secrets().group_keys[family] : held->key, 32);
-      } else {
-        if (!new_key(offer, key, drawn)) return false;
-        if (by_step && made_record(drawn)) keep_step_key(held, request.name, key);
+      } else if (witness_ && witness_->gives_keys()) {
+        drawn = witness_->give(request, key);
+      } else if (!new_key(offer, key, drawn)) {
+        return false;
       }
-      if (made_record(drawn) && !request.inference) tape_.record(request.name, request.place, key);
+      // Before the key is on the tape: another thread that draws the same name would use it unwitnessed.
+      drawn = witnessed(request, drawn, key);
+      if (!made_record(drawn)) break;
+      if (by_step && drawn != Drawn::shared) keep_step_key(held, request.name, key);
+      if (!request.inference) tape_.record(request.name, request.place, key);
       break;
     }
   }
+  if (found == Found::reused || found == Found::replayed) drawn = witnessed(request, drawn, key);
   if (offer.kind == Offer::taken) counters_.discarded++;
   count(drawn, found == Found::unverified);
   return true;
+}
+
+Drawn Keyring::witnessed(const KeyRequest& request, Drawn drawn, u8 key[32]) {
+  if (!witness_ || !made_record(drawn)) return drawn;
+  drawn = witness_->see(request, drawn, counters_.draws + 1, key);
+  if (!made_record(drawn)) wipe(key, 32);
+  return drawn;
 }
 
 Keyring::StepKey* Keyring::find_step_key(const DrawName& name) {
@@ -254,6 +267,7 @@ void Keyring::boundary(u64 sequence) {
   step_++;
   counters_.boundaries++;
   tape_.boundary(sequence);
+  if (witness_) witness_->boundary(counters_.boundaries, counters_.draws);
 }
 
 void Keyring::boundary_ignored() {
@@ -266,6 +280,19 @@ void Keyring::set_policy(const KeyPolicy& policy) {
   if (mark_.forked()) return;
   std::lock_guard<std::mutex> lock(mutex_);
   policy_ = policy;
+}
+
+void Keyring::set_witness(KeyWitness* witness) {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  witness_ = witness;
+}
+
+void Keyring::continue_from(const KeyCounters& counters) {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  counters_ = counters;
+  counters_.stretched_in_a_row = 0;  // the ratchet's, which nobody continues
 }
 
 void Keyring::set_ring(Ring* ring) {

@@ -15,14 +15,16 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "categories": ("multinomial",),
     "errors": (
-        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "LedgerError", "NoDistribution",
-        "RNGDesync", "ReplayMiss", "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved",
-        "UnknownScheme",
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "JournalError", "LedgerError",
+        "NoDistribution", "RNGDesync", "ReplayMismatch", "ReplayMiss", "SourceError", "SourceExhausted",
+        "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "generator": ("Generator",),
     "integers": ("randint", "randint_like", "randperm"),
     "interception": ("install", "intercept", "uninstall"),
+    "journal_file": ("read_journal",),
+    "journaling": ("journal",),
     "keys": ("configure", "set_freshness", "step"),
     "ledgers.run": ("ledger",),
     "nn": ("convert",),
@@ -30,6 +32,7 @@ _PUBLIC = {
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
     "reach": ("coverage",),
     "rekey": ("rekey_torch",),
+    "replaying": ("replay",),
     "seeding": ("seed_everything",),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
@@ -49,8 +52,10 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         EverettError,
         ForkedError,
         HealthAlarm,
+        JournalError,
         LedgerError,
         NoDistribution,
+        ReplayMismatch,
         ReplayMiss,
         RNGDesync,
         SourceError,
@@ -64,6 +69,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .generator import Generator
     from .integers import randint, randint_like, randperm
     from .interception import install, intercept, uninstall
+    from .journal_file import read_journal
+    from .journaling import journal
     from .keys import configure, set_freshness, step
     from .ledgers.run import ledger
     from .nn import convert
@@ -71,6 +78,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
     from .reach import coverage
     from .rekey import rekey_torch
+    from .replaying import replay
     from .seeding import seed_everything
     from .session import close, current_source, open, status
     from .source import Source

@@ -49,6 +49,9 @@ class Source:
         self._thread: threading.Thread | None = None
         self._feed: _C.Feed | None = None
         self._final: SourceStatus | None = None
+        # Told of direct words before anybody sees them, with their place (see take_into): a journal. If it raises, the
+        # words are destroyed. Keys do not come this way: the keyring takes them from the ring.
+        self.on_take: Callable[[memoryview, int, int], None] | None = None
         self.driver = driver = connect()
         try:
             condition = parse_uri(uri).given.get("condition", "sha256")
@@ -248,8 +251,11 @@ class Source:
         self.take_into(memoryview(words.view(np.uint8)), timeout_s)
         return words
 
-    def take_into(self, out: memoryview, timeout_s: float | None = None) -> None:
-        """Fills a contiguous, writable buffer of bytes, or zeroes it. Waits and raises as `take`."""
+    def take_into(self, out: memoryview, timeout_s: float | None = None, place: tuple[int, int] = (-1, 0)) -> None:
+        """Fills a contiguous, writable buffer of bytes, or zeroes it. Waits and raises as `take`.
+
+        place: what they are for: (-1, 0) the host, (i, 1) the pool of GPU i, (i, 2) its lane for captured graphs.
+        """
         if timeout_s is not None and not timeout_s >= 0:
             raise ValueError(f"timeout_s must be None or at least 0, not {timeout_s}")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -263,6 +269,15 @@ class Source:
                     out[:] = bytes(len(out))
             if got != _C.Take.ok:
                 raise self.error_for(got, len(out), timeout_s)
+        self._tell_of(out, place)
+
+    def _tell_of(self, taken: memoryview, place: tuple[int, int]) -> None:
+        if self.on_take is not None and len(taken):
+            try:
+                self.on_take(taken, *place)
+            except BaseException:
+                taken[:] = bytes(len(taken))
+                raise
 
     def error_for(self, answer: _C.Take, asked: int, timeout_s: float | None = None) -> EverettError:
         """The exception that a ring's answer other than `ok` stands for; asked: the bytes asked for."""

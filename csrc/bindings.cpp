@@ -3,7 +3,9 @@
 
 namespace everett {
 void bind_entropy(pybind11::module_& m);
+void bind_journal(pybind11::module_& m);
 void bind_key(pybind11::module_& m);
+void bind_broker(pybind11::module_& m);
 void bind_convert(pybind11::module_& m);
 void bind_stream(pybind11::module_& m);
 void bind_eager(pybind11::module_& m);
@@ -16,7 +18,9 @@ void bind_usb(pybind11::module_& m);
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ of everett_cuda: entropy path, keys, stream law and CPU kernels. Use the Python functions instead.";
   everett::bind_entropy(m);
+  everett::bind_journal(m);
   everett::bind_key(m);
+  everett::bind_broker(m);
   everett::bind_convert(m);
   everett::bind_stream(m);
   everett::bind_eager(m);

@@ -13,7 +13,7 @@ namespace {
 const char* name_of(Drawn d) {
   static const char* names[] = {"fresh",   "stretched",   "shared",           "reused", "replayed", "must_wait",
                                 "starved", "replay_miss", "replay_ambiguous", "withheld", "ended",  "failed",
-                                "alarm",   "closed",      "forked"};
+                                "alarm",   "closed",      "forked",           "unrecorded", "unscripted", "differs"};
   return names[int(d)];
 }
 
@@ -34,6 +34,20 @@ void refuse(PyKeyring& k, Drawn drawn) {
   throw std::runtime_error(std::string("draw refused: ") + name_of(drawn));
 }
 
+// take: draws without waiting. take_waiting: draws without the GIL.
+template <class T, class W>
+Drawn draw_by_all_means(PyKeyring& k, T&& take, W&& take_waiting) {
+  for (;;) {
+    Drawn drawn = take();
+    if (drawn == Drawn::must_wait) {
+      py::gil_scoped_release nogil;
+      drawn = take_waiting();
+    }
+    if (drawn != Drawn::unscripted) return drawn;
+    k.on_unscripted();
+  }
+}
+
 py::bytes draw(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request) {
   Subkey record;
   draw_or_raise(k, nonce_address, request, record);
@@ -48,11 +62,8 @@ u8* checked_key(uintptr_t address) {
 void new_key(PyKeyring& k, uintptr_t out_address, Drawn (Keyring::*take)(u8*),
              Drawn (Keyring::*take_waiting)(u8*, const std::function<void()>&)) {
   u8* out = checked_key(out_address);
-  Drawn drawn = (k.*take)(out);
-  if (drawn == Drawn::must_wait) {
-    py::gil_scoped_release nogil;
-    drawn = (k.*take_waiting)(out, check_signals);
-  }
+  Drawn drawn = draw_by_all_means(
+      k, [&] { return (k.*take)(out); }, [&] { return (k.*take_waiting)(out, check_signals); });
   if (!made_record(drawn)) refuse(k, drawn);
 }
 
@@ -98,6 +109,24 @@ py::dict counters(const PyKeyring& k) {
   return d;
 }
 
+void continue_from(PyKeyring& k, const py::dict& d) {
+  KeyCounters c{};
+  auto get = [&](const char* name) { return d[name].cast<u64>(); };
+  c.draws = get("draws");
+  c.fresh = get("fresh");
+  c.stretched = get("stretched");
+  c.shared = get("shared");
+  c.reused = get("reused");
+  c.replayed = get("replayed");
+  c.unverified = get("unverified");
+  c.replay_misses = get("replay_misses");
+  c.waits = get("waits");
+  c.discarded = get("discarded");
+  c.boundaries = get("boundaries");
+  c.boundaries_ignored = get("boundaries_ignored");
+  k.continue_from(c);
+}
+
 // Python's hashlib, where no libcrypto opens.
 void hashlib_sha256(const u8* data, size_t n, u8 out[32]) {
   py::gil_scoped_acquire gil;
@@ -121,11 +150,9 @@ void draw_or_raise(PyKeyring& k, uintptr_t nonce_address, KeyRequest& request, S
   if (nonce_address == 0) throw py::value_error("the nonce has no memory (a fake, meta or wrapped tensor?)");
   memcpy(request.name.nonce, reinterpret_cast<const void*>(nonce_address), 16);
   u64 ticket = 0;
-  Drawn drawn = k.draw(request, record, ticket);
-  if (drawn == Drawn::must_wait) {
-    py::gil_scoped_release nogil;
-    drawn = k.draw_waiting(request, record, ticket, check_signals);
-  }
+  Drawn drawn = draw_by_all_means(
+      k, [&] { return k.draw(request, record, ticket); },
+      [&] { return k.draw_waiting(request, record, ticket, check_signals); });
   if (!made_record(drawn)) refuse(k, drawn);
   last_draw = {drawn, ticket};
   if (drawn == Drawn::reused && !k.on_repeat.is_none()) k.on_repeat();
@@ -139,9 +166,10 @@ void bind_key(py::module_& m) {
   }  // a Python built without OpenSSL
 
   py::class_<PyKeyring>(m, "Keyring", "Draws subkey records by the rules of the tape, freshness and starvation.")
-      .def(py::init<Ring*, size_t, py::function>(), py::arg("ring"), py::arg("tape_entries"), py::arg("on_refusal"),
+      .def(py::init<RingReader*, size_t, py::function>(), py::arg("ring"), py::arg("tape_entries"), py::arg("on_refusal"),
            py::keep_alive<1, 2>())
       .def_readwrite("on_repeat", &PyKeyring::on_repeat)
+      .def_readwrite("on_unscripted", &PyKeyring::on_unscripted)
       .def(
           "draw",
           [](PyKeyring& k, uintptr_t nonce_address, bool inference, int device, bool world) {
@@ -195,6 +223,9 @@ void bind_key(py::module_& m) {
              double timeout_s) { k.set_policy(policy_of(freshness, on_starved, max_stretch, timeout_s)); },
           py::arg("freshness"), py::arg("on_starved"), py::arg("max_stretch"), py::arg("timeout_s"))
       .def("set_ring", &PyKeyring::set_ring, py::keep_alive<1, 2>())
+      .def("set_witness", &PyKeyring::set_witness, py::arg("witness").none(true), py::keep_alive<1, 2>(),
+           "Who is told of every draw from now on; None: nobody")
+      .def("continue_from", &continue_from, py::arg("counters"), "Counts and tickets go on from these, of counters()")
       .def("counters", &counters)
       .def_property_readonly("forked", &PyKeyring::forked)
       .def_static(

@@ -34,8 +34,8 @@ Drawn refusal(Take t) {
 }
 
 // Under inference a request always gets a new key and leaves no trace on the tape, which is what a graph's key needs.
-constexpr KeyRequest kGraphKey{{-1, 0, {}, Family::rank}, true, {}};
-constexpr KeyRequest kKeyToShare{{-1, 0, {}, Family::rank}, true, {}, true};
+constexpr KeyRequest kGraphKey{{-1, 0, {}, Family::rank}, true, {}, KeyRequest::graph};
+constexpr KeyRequest kKeyToShare{{-1, 0, {}, Family::rank}, true, {}, KeyRequest::to_share};
 
 // The record of a key that was drawn; the key is wiped in any case.
 Drawn derived(const KeyRequest& request, Drawn drawn, u8 key[32], Subkey& out) {
@@ -56,7 +56,7 @@ void stretched_key(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/stre
 void key_to_share(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/share", key, out); }
 void key_commitment(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/commit", key, out); }
 
-Keyring::Keyring(Ring* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
+Keyring::Keyring(RingReader* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
 
 Drawn Keyring::draw(const KeyRequest& request, Subkey& out, u64& ticket) {
   Offer nothing;
@@ -123,7 +123,7 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
     case Found::nothing:
     case Found::unverified: {
       const int family = int(request.name.family);
-      const GroupKey group = request.to_share ? GroupKey::none : group_[family];
+      const GroupKey group = request.use == KeyRequest::to_share ? GroupKey::none : group_[family];
       if (group == GroupKey::withheld) {
         drawn = Drawn::withheld;
         break;
@@ -136,17 +136,30 @@ bool Keyring::choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn&
         bool open = state == Take::ok || state == Take::ended || state == Take::failed;
         drawn = open ? Drawn::shared : refusal(state);
         if (open) memcpy(key, group == GroupKey::set ? secrets().group_keys[family] : held->key, 32);
-      } else {
-        if (!new_key(offer, key, drawn)) return false;
-        if (by_step && made_record(drawn)) keep_step_key(held, request.name, key);
+      } else if (witness_ && witness_->gives_keys()) {
+        drawn = witness_->give(request, key);
+      } else if (!new_key(offer, key, drawn)) {
+        return false;
       }
-      if (made_record(drawn) && !request.inference) tape_.record(request.name, request.place, key);
+      // Before the key is on the tape: another thread that draws the same name would use it unwitnessed.
+      drawn = witnessed(request, drawn, key);
+      if (!made_record(drawn)) break;
+      if (by_step && drawn != Drawn::shared) keep_step_key(held, request.name, key);
+      if (!request.inference) tape_.record(request.name, request.place, key);
       break;
     }
   }
+  if (found == Found::reused || found == Found::replayed) drawn = witnessed(request, drawn, key);
   if (offer.kind == Offer::taken) counters_.discarded++;
   count(drawn, found == Found::unverified);
   return true;
+}
+
+Drawn Keyring::witnessed(const KeyRequest& request, Drawn drawn, u8 key[32]) {
+  if (!witness_ || !made_record(drawn)) return drawn;
+  drawn = witness_->see(request, drawn, counters_.draws + 1, key);
+  if (!made_record(drawn)) wipe(key, 32);
+  return drawn;
 }
 
 Keyring::StepKey* Keyring::find_step_key(const DrawName& name) {
@@ -226,7 +239,7 @@ Drawn Keyring::take_waiting(const KeyRequest& request, u8 key[32], u64& ticket,
     Offer offer;
     Drawn drawn = take(request, offer, key, ticket);
     if (drawn != Drawn::must_wait) return drawn;
-    Ring* ring;
+    RingReader* ring;
     double timeout_s;
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -254,6 +267,7 @@ void Keyring::boundary(u64 sequence) {
   step_++;
   counters_.boundaries++;
   tape_.boundary(sequence);
+  if (witness_) witness_->boundary(counters_.boundaries, counters_.draws);
 }
 
 void Keyring::boundary_ignored() {
@@ -268,7 +282,20 @@ void Keyring::set_policy(const KeyPolicy& policy) {
   policy_ = policy;
 }
 
-void Keyring::set_ring(Ring* ring) {
+void Keyring::set_witness(KeyWitness* witness) {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  witness_ = witness;
+}
+
+void Keyring::continue_from(const KeyCounters& counters) {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  counters_ = counters;
+  counters_.stretched_in_a_row = 0;  // the ratchet's, which nobody continues
+}
+
+void Keyring::set_ring(RingReader* ring) {
   std::lock_guard<std::mutex> lock(mutex_);
   ring_ = ring;
   wipe(&secrets(), sizeof(Secrets));

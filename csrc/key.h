@@ -12,7 +12,7 @@
 #include <mutex>
 
 #include "law/subkey.h"
-#include "ring.h"
+#include "ring_reader.h"
 #include "secret_pages.h"
 #include "tape.h"
 
@@ -37,7 +37,12 @@ struct KeyRequest {
   DrawName name;
   bool inference = false;  // torch.inference_mode: no backward can need it, so always a new key, and no tape
   Place place;
-  bool to_share = false;  // for a key that will become a group key: of this process's own, whatever group key stands
+  // What the key is for: a draw; or it is itself what is asked for, and has no name.
+  enum Use : u8 {
+    draw,
+    graph,     // a CUDA graph's
+    to_share,  // will become a group key: of this process's own, whatever group key stands
+  } use = draw;
 };
 
 // Where several processes work on one model, a family's draws may have to agree among a group of them. Then they take the
@@ -66,8 +71,27 @@ enum class Drawn {
   alarm,
   closed,
   forked,
+  unrecorded,  // from here: the witness's answers. The journal could not be written, so the key is lost
+  unscripted,  // the replay has to be given more records first
+  differs,     // not the draw that was recorded
 };
 inline bool made_record(Drawn d) { return d <= Drawn::replayed; }
+
+// Who is told of every draw before its key is used, or kept where another draw finds it: a journal that records it
+// (journal.h), or a replay that compares it with what was recorded (script.h), which then gives the keys as well.
+// All is called under the keyring's mutex, so in the order of tickets, and must neither wait for it nor need the GIL.
+class KeyWitness {
+ public:
+  virtual ~KeyWitness() = default;
+  // Whether new keys come from here, and the next one of them: `fresh` or `stretched` as it was recorded, or a refusal.
+  virtual bool gives_keys() const { return false; }
+  virtual Drawn give(const KeyRequest&, u8[32]) { return Drawn::differs; }
+  // A draw that is about to happen; key: that of a fresh or stretched one. Answers `drawn`, or a refusal: then the key
+  // is wiped and the draw has not happened.
+  virtual Drawn see(const KeyRequest& request, Drawn drawn, u64 ticket, const u8 key[32]) = 0;
+  // A step ended; both counts are up to and including now.
+  virtual void boundary(u64 boundaries, u64 draws) = 0;
+};
 
 struct KeyCounters {
   u64 draws, fresh, stretched, shared, reused, replayed;  // records made, and how
@@ -83,7 +107,7 @@ struct KeyCounters {
 class Keyring {
  public:
   // The ring must outlive the keyring or its replacement by set_ring.
-  Keyring(Ring* ring, size_t tape_entries);
+  Keyring(RingReader* ring, size_t tape_entries);
   Keyring(const Keyring&) = delete;
   Keyring& operator=(const Keyring&) = delete;
 
@@ -109,9 +133,13 @@ class Keyring {
   void boundary_ignored();  // one inside a backward or a capture
 
   void set_policy(const KeyPolicy& policy);
+  // From now on `witness` is told, null: nobody. It must outlive the keyring or its replacement.
+  void set_witness(KeyWitness* witness);
+  // A run goes on that was interrupted: counts and tickets continue from these (what the tape holds is its own).
+  void continue_from(const KeyCounters& counters);
   // Another source: keys on the tape stay for recomputations, but nothing is stretched from the old source's key, and group
   // keys are withheld until they are set again.
-  void set_ring(Ring* ring);
+  void set_ring(RingReader* ring);
   KeyCounters counters() const;
   bool forked() const { return mark_.forked(); }
 
@@ -141,6 +169,7 @@ class Keyring {
   Drawn take_waiting(const KeyRequest& request, u8 key[32], u64& ticket, const std::function<void()>& between);
   bool choose(const KeyRequest& request, Offer& offer, u8 key[32], Drawn& drawn);
   bool new_key(Offer& offer, u8 key[32], Drawn& drawn);
+  Drawn witnessed(const KeyRequest& request, Drawn drawn, u8 key[32]);
   StepKey* find_step_key(const DrawName& name);
   void keep_step_key(StepKey* place, const DrawName& name, const u8 key[32]);
   void count(Drawn drawn, bool unverified);
@@ -148,8 +177,10 @@ class Keyring {
 
   ForkMark mark_;
   SecretPages pages_;
-  mutable std::mutex mutex_;  // held for well under a microsecond: never while waiting, hashing or asking for the GIL
-  Ring* ring_;
+  // Held for well under a microsecond: never while waiting, hashing or asking for the GIL. A journal adds its write(2).
+  mutable std::mutex mutex_;
+  RingReader* ring_;
+  KeyWitness* witness_ = nullptr;
   Tape tape_;
   KeyPolicy policy_;
   KeyCounters counters_ = {};

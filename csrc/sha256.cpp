@@ -13,6 +13,7 @@ namespace {
 
 struct Libcrypto {
   const char* soname = nullptr;
+  void* library = nullptr;
   void* (*context_new)() = nullptr;
   void (*context_free)(void*) = nullptr;
   const void* (*sha256_type)() = nullptr;
@@ -34,7 +35,7 @@ bool find(void* library, const char* symbol, F& f) {
 }
 
 bool Libcrypto::open(const char* name, int flags) {
-  void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL | flags);  // never closed: contexts live in every thread
+  library = dlopen(name, RTLD_NOW | RTLD_LOCAL | flags);  // never closed: contexts live in every thread
   if (!library) return false;
   if (!find(library, "EVP_MD_CTX_new", context_new) || !find(library, "EVP_MD_CTX_free", context_free) ||
       !find(library, "EVP_sha256", sha256_type) || !find(library, "EVP_DigestInit_ex", init) ||
@@ -83,6 +84,8 @@ std::atomic<Sha256Function> fallback{nullptr};
 }  // namespace
 
 void set_sha256_fallback(Sha256Function f) { fallback = f; }
+
+void* libcrypto_handle() { return libcrypto().soname ? libcrypto().library : nullptr; }
 
 std::string libcrypto_name() { return libcrypto().soname ? libcrypto().soname : ""; }
 

@@ -19,6 +19,9 @@ void sha256(const u8* data, size_t n, u8 out[32]);
 // The soname that was opened; empty where there is none and the fallback serves.
 std::string libcrypto_name();
 
+// What dlopen gave for it, for others that need more of it; null where there is none.
+void* libcrypto_handle();
+
 // Set once, before the first call; sha256() throws std::runtime_error where it is needed and missing.
 void set_sha256_fallback(Sha256Function f);
 

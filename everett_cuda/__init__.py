@@ -17,24 +17,29 @@ _PUBLIC = {
     "categories": ("multinomial",),
     "distributions": ("beta", "cauchy", "dirichlet", "gamma", "geometric", "log_normal", "normal", "uniform"),
     "errors": (
-        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "LedgerError", "NoDistribution",
-        "RNGDesync", "ReplayMiss", "SourceError", "SourceExhausted", "SourceNotOpen", "StartupTestFailed", "Starved",
-        "UnknownScheme",
+        "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "JournalError", "LedgerError",
+        "NoDistribution", "RNGDesync", "ReplayMismatch", "ReplayMiss", "SourceError", "SourceExhausted",
+        "SourceNotOpen", "StartupTestFailed", "Starved", "UnknownScheme",
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "generator": ("Generator",),
     "in_place": ("fill_",),
     "integers": ("randint", "randint_like", "randperm"),
     "interception": ("install", "intercept", "uninstall"),
+    "journal_file": ("read_journal",),
+    "journaling": ("journal",),
     "keys": ("configure", "set_freshness", "step"),
     "ledgers.run": ("ledger",),
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "rand_like", "randn", "randn_like", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
+    "reach": ("coverage",),
     "rekey": ("rekey_torch",),
+    "replaying": ("replay",),
     "seeding": ("seed_everything",),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
+    "state": ("load_state_dict", "state_dict"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -53,8 +58,10 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
         EverettError,
         ForkedError,
         HealthAlarm,
+        JournalError,
         LedgerError,
         NoDistribution,
+        ReplayMismatch,
         ReplayMiss,
         RNGDesync,
         SourceError,
@@ -69,15 +76,20 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .in_place import fill_
     from .integers import randint, randint_like, randperm
     from .interception import install, intercept, uninstall
+    from .journal_file import read_journal
+    from .journaling import journal
     from .keys import configure, set_freshness, step
     from .ledgers.run import ledger
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, rand_like, randn, randn_like, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
+    from .reach import coverage
     from .rekey import rekey_torch
+    from .replaying import replay
     from .seeding import seed_everything
     from .session import close, current_source, open, status
     from .source import Source
+    from .state import load_state_dict, state_dict
 
 
 def __getattr__(name: str):

@@ -53,6 +53,14 @@ class NoDistribution(EverettError, ValueError):
     """Weights that are no distribution: NaN, infinite or negative ones, or too few above 0."""
 
 
+class JournalError(EverettError):
+    """A journal cannot be written, so nothing is drawn; or it cannot be read, or not be replayed here."""
+
+
+class ReplayMismatch(EverettError):
+    """A replayed program asked for something else than what its journal holds next."""
+
+
 class ReplayMiss(EverettError):
     """A recomputation inside a backward asked for a key that no forward drew, or that the tape has dropped."""
 

@@ -1,26 +1,20 @@
 """Dropout fused with bias, GELU and residual, additive noise, and stochastic rounding: one pass over memory each.
 
-Plain eager tensors go to a kernel of their own, which computes in fp32 and rounds once. Where there is none (fp64,
-functorch, tensor subclasses) the same decisions are applied step by step by `ops` and torch.
+Plain eager tensors go to a kernel of their own, which computes in fp32 and rounds once; compiled code goes there by the
+ops of `registered_fused`. Where there is none (fp64, functorch, tensor subclasses) the same decisions are applied step by
+step by `ops` and torch.
 """
 
 import torch
 import torch.nn.functional as F
 
-from . import noise
-from .errors import EverettError
-from .kernels import of_tensor
-from .nonce import in_plain_eager
-from .ops import _check_stream, _check_tensor, _checked_mask, _is_eager, _masked, dropout, dropout_add
+from . import registered, registered_fused
+from .kernels import NOISE_TYPES, of_tensor
+from .nonce import functorch_level, is_compiling
+from .ops import _check_stream, _check_tensor, _checked_mask, _is_eager, _masked, dropout, dropout_add, record_tensor
+from .registered_fused import BIAS_DROPOUT_ADD, GELU, GELU_BACKWARD, column_sum, gelu_slope
 
-_BIAS_DROPOUT_ADD = 0
-_GELU = {"none": 1, "tanh": 2}
-_BACKWARD = 2  # from a GELU's number to that of its backward
 _FP32_MATH = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _column_sum(grad: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return grad.reshape(-1, bias.shape[0]).sum(0)
 
 
 # Records are drawn before `apply`: inside it gradients are off, and a recomputation would pass for a hook's new draw.
@@ -30,13 +24,13 @@ class _BiasDropoutAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, bias, residual, record, mask):
         ctx.kept = record, mask, bias
-        return of_tensor(x).fused(_BIAS_DROPOUT_ADD, record, mask, x, bias, residual)
+        return of_tensor(x).fused(BIAS_DROPOUT_ADD, record, mask, x, bias, residual)
 
     @staticmethod
     def backward(ctx, grad):
         record, mask, bias = ctx.kept
         grad_x = _masked(grad, record, mask) if any(ctx.needs_input_grad[:2]) else None
-        grad_bias = _column_sum(grad_x, bias) if ctx.needs_input_grad[1] else None
+        grad_bias = column_sum(grad_x, bias) if ctx.needs_input_grad[1] else None
         return grad_x if ctx.needs_input_grad[0] else None, grad_bias, grad, None, None
 
 
@@ -45,30 +39,36 @@ class _BiasGeluDropout(torch.autograd.Function):
     def forward(ctx, x, bias, record, mask, approximate):
         ctx.kept = record, mask, approximate
         ctx.save_for_backward(x, bias)
-        return of_tensor(x).fused(_GELU[approximate], record, mask, x, bias, None)
+        return of_tensor(x).fused(GELU[approximate], record, mask, x, bias, None)
 
     @staticmethod
     def backward(ctx, grad):
         record, mask, approximate = ctx.kept
         x, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: by ops that can be differentiated again
-            grad_x = _gelu_gradient(grad, record, mask, x if bias is None else x + bias, approximate)
+            grad_x = _masked(grad, record, mask) * gelu_slope(x, bias, approximate)
         else:
-            grad_x = of_tensor(x).fused(_GELU[approximate] + _BACKWARD, record, mask, x, bias, grad.contiguous())
-        grad_bias = _column_sum(grad_x, bias) if ctx.needs_input_grad[1] else None
+            grad_x = of_tensor(x).fused(GELU[approximate] + GELU_BACKWARD, record, mask, x, bias, grad.contiguous())
+        grad_bias = column_sum(grad_x, bias) if ctx.needs_input_grad[1] else None
         return grad_x if ctx.needs_input_grad[0] else None, grad_bias, None, None, None
 
 
-def _gelu_gradient(grad, record, mask, v, approximate):
-    scaled = _masked(grad, record, mask)
-    if not v.requires_grad:
-        v = v.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(F.gelu(v, approximate=approximate).sum(), v, create_graph=True)
-    return scaled * slope
+def _is_compiled(*tensors: torch.Tensor | None) -> bool:
+    """Whether the ops of `registered_fused` take these: in compiled code, but not where functorch transforms it."""
+    return (
+        is_compiling()
+        and functorch_level() is None
+        and all(t is None or (t.dtype in _FP32_MATH and not t.is_meta) for t in tensors)
+    )
 
 
 def _fits(*tensors: torch.Tensor | None) -> bool:
-    return all(t is None or (_is_eager(t) and t.dtype in _FP32_MATH) for t in tensors)
+    return not is_compiling() and all(t is None or (_is_eager(t) and t.dtype in _FP32_MATH) for t in tensors)
+
+
+def _draws(mask, training: bool, x: torch.Tensor) -> bool:
+    """Whether there is anything to decide. A compiled graph is not specialized to tensors with elements for this."""
+    return training and mask is not None and 0 < mask.p < 1 and (is_compiling() or x.numel() > 0)
 
 
 def _check_bias(bias, x: torch.Tensor) -> None:
@@ -105,8 +105,10 @@ def bias_dropout_add(
             f"residual: must match x ({tuple(x.shape)}, {x.dtype}, {x.device}), got {tuple(residual.shape)}, "
             f"{residual.dtype}, {residual.device}"
         )
-    decides = training and mask is not None and 0 < p < 1 and x.numel()
-    if not decides or not _fits(x, bias, residual):
+    draws = _draws(mask, training, x)
+    if draws and _is_compiled(x, bias, residual):
+        return registered_fused.bias_dropout_add(x, bias, residual, record_tensor(x.device), mask.p, mask.stream)
+    if not draws or not _fits(x, bias, residual):
         return dropout_add(x if bias is None else x + bias, residual, p, training, stream=stream)
     bias = None if bias is None else bias.contiguous()
     return _BiasDropoutAdd.apply(x.contiguous(), bias, residual.contiguous(), of_tensor(x).draw(), mask)
@@ -128,13 +130,15 @@ def bias_gelu_dropout(
     `dropout` would draw; GELU is csrc/law/gelu.h's, within 2.2e-7 |x| of exact and the same on every machine. Errors as
     `dropout`; ValueError for a bias of another shape or an unknown `approximate`.
     """
-    if approximate not in _GELU:
+    if approximate not in GELU:
         raise ValueError(f'approximate: "none" or "tanh", got {approximate!r}')
     mask = _checked_mask(p, stream)
     _check_tensor(x)
     _check_bias(bias, x)
-    decides = training and mask is not None and 0 < p < 1 and x.numel()
-    if not decides or not _fits(x, bias):
+    draws = _draws(mask, training, x)
+    if draws and _is_compiled(x, bias):
+        return registered_fused.bias_gelu_dropout(x, bias, record_tensor(x.device), mask.p, mask.stream, approximate)
+    if not draws or not _fits(x, bias):
         return dropout(F.gelu(x if bias is None else x + bias, approximate=approximate), p, training, stream=stream)
     bias = None if bias is None else bias.contiguous()
     return _BiasGeluDropout.apply(x.contiguous(), bias, of_tensor(x).draw(), mask, approximate)
@@ -151,7 +155,7 @@ class _AddNoise(torch.autograd.Function):
 
 
 def add_noise(x: torch.Tensor, sigma: float, *, stream: str = "chacha8") -> torch.Tensor:
-    """x + sigma * normal in one pass: element e takes the normal that `randn` would draw for it, unrounded.
+    """x + sigma * normal in one pass: element e takes the normal that `randn` draws for it under one record, unrounded.
 
     x: any shape; float32, bfloat16, float16 (rounded once), float64 in two steps. sigma: a finite number, at least 0.
     The gradient of x is the incoming one. Errors as `randn`, and ValueError for another sigma.
@@ -160,21 +164,50 @@ def add_noise(x: torch.Tensor, sigma: float, *, stream: str = "chacha8") -> torc
         raise ValueError(f"sigma: a finite number, at least 0, got {sigma!r}")
     generator = _check_stream(stream)
     _check_tensor(x)
-    if not x.numel():
+    if _is_compiled(x):
+        return registered_fused.add_noise(x, record_tensor(x.device), float(sigma), generator)
+    if x.dtype not in NOISE_TYPES:
+        raise TypeError(f"x: add_noise needs float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.is_meta or not x.numel():
         return x.clone()
     if not _fits(x):
-        return x + sigma * noise.randn(x.shape, dtype=x.dtype, device=x.device, stream=stream)
+        return x + sigma * registered.fill(record_tensor(x.device), "normal", x.shape, x.dtype, generator, None)
     return _AddNoise.apply(x.contiguous(), of_tensor(x).draw(), float(sigma), generator)
 
 
 class _StochasticRound(torch.autograd.Function):
+    """record: 48 bytes, or a tensor where functorch may have batched it."""
+
     @staticmethod
-    def forward(ctx, x, record, dtype, stream):
-        return of_tensor(x).stochastic_round(record, stream, x, dtype)
+    def forward(x, record, dtype, stream):
+        if type(record) is bytes:
+            return of_tensor(x).stochastic_round(record, stream, x.contiguous(), dtype)
+        return registered_fused.stochastic_round(x, record, dtype, stream)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.dtype = inputs[2]
 
     @staticmethod
     def backward(ctx, grad):
         return grad.float(), None, None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return tangent.to(ctx.dtype)
+
+    @staticmethod
+    def vmap(info, in_dims, x, record, dtype, stream):
+        rows = [
+            _StochasticRound.apply(
+                x if in_dims[0] is None else x.select(in_dims[0], i),
+                record if in_dims[1] is None else record.select(in_dims[1], i),
+                dtype,
+                stream,
+            )
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(rows), 0
 
 
 def stochastic_round(x: torch.Tensor, dtype: torch.dtype, *, stream: str = "chacha8") -> torch.Tensor:
@@ -190,8 +223,8 @@ def stochastic_round(x: torch.Tensor, dtype: torch.dtype, *, stream: str = "chac
     if dtype not in (torch.bfloat16, torch.float16):
         raise TypeError(f"dtype: torch.bfloat16 or torch.float16, got {dtype}")
     _check_tensor(x)
-    if not (in_plain_eager() and _is_eager(x)):
-        raise EverettError("stochastic_round works on plain eager tensors, not under functorch, tracing or subclasses")
-    if not x.numel():
+    if is_compiling() and functorch_level() is None:
+        return registered_fused.stochastic_round(x, record_tensor(x.device), dtype, generator)
+    if x.is_meta or not x.numel():
         return x.to(dtype)
-    return _StochasticRound.apply(x.contiguous(), of_tensor(x).draw(), dtype, generator)
+    return _StochasticRound.apply(x, of_tensor(x).draw() if _fits(x) else record_tensor(x.device), dtype, generator)

@@ -45,10 +45,12 @@ _NEXT_STEP = 'Call ev.open("auto") or ev.open(URI), or set EVERETT_SOURCE=URI.'
 
 _keyring: "_C.Keyring | None" = None
 _settings = {"freshness": "op", "on_starved": "stretch", "max_stretch": 2**16, "timeout_s": 60.0}
-_explain: Callable[[str], Exception | None] | None = None
+_explain: Callable[[str], Exception | str | None] | None = None
 _lock = threading.Lock()  # of the four above, innermost: ev.open comes here holding a lock of its own
 _opening = threading.RLock()
 _hook = None
+_witness_error: Callable[[str], Exception] | None = None
+_watched_by = ""
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------
@@ -322,18 +324,19 @@ def counters() -> dict[str, int]:
 
 
 def attach(
-    ring: "_C.Ring", explain: Callable[[str], Exception | None] | None = None, tape_entries: int = 2**18
+    ring: "_C.RingReader", explain: Callable[[str], Exception | str | None] | None = None, tape_entries: int = 2**18
 ) -> None:
-    """Keys come from `ring` (a `_C.Ring`) from now on. ev.open does this.
+    """Keys come from `ring` (a `_C.Ring`, or a broker's) from now on. ev.open does this.
 
     explain: given "ended", "failed", "alarm", "closed" or "forked", the source's own account of it (an exception), or
-    None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
+    None; given "starved", why no bits come now (text), or None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
     already there its tape stays as it is, so that graphs built before the source was opened again still recompute.
     """
-    global _keyring, _explain, _hook
+    global _keyring, _explain, _hook, _watched_by
     with _lock:
         if _keyring is None or _keyring.forked:
             keyring = _C.Keyring(ring, tape_entries, _refuse)
+            _watched_by = ""
             keyring.on_repeat = _warn_of_repeat
         else:
             keyring = _keyring
@@ -345,18 +348,78 @@ def attach(
         _keyring = keyring
 
 
+def watch(
+    witness: "_C.KeyWitness",
+    by: str,
+    error: Callable[[str], Exception],
+    more: Callable[[], None] | None = None,
+) -> None:
+    """Every draw from now on is told to `witness` (csrc/key.h) before its key is used: a journal, or a replay.
+
+    by: what watches, for errors. error: given "unrecorded" or "differs", the exception of a draw that it refused. more:
+    called by a draw of a replay that needs more records. Raises SourceNotOpen without a source.
+    """
+    global _witness_error, _watched_by
+    with _lock:
+        if _keyring is None:
+            raise SourceNotOpen(f"{by}: no source is open. {_NEXT_STEP}")
+        _keyring.on_unscripted = more
+        _keyring.set_witness(witness)
+        _witness_error, _watched_by = error, by
+
+
+def unwatch() -> None:
+    """Nobody is told of draws any more."""
+    global _watched_by
+    with _lock:
+        _watched_by = ""
+        if _keyring is not None:
+            _keyring.set_witness(None)
+
+
+def watched_by() -> str:
+    """What watches the draws of this process; empty: nothing."""
+    return _watched_by if _keyring is not None and not _keyring.forked else ""
+
+
+def continue_from(counts: dict[str, int]) -> None:
+    """Counts and tickets go on from these (`counters` of the run that is continued). SourceNotOpen without a source."""
+    with _lock:
+        if _keyring is None:
+            raise SourceNotOpen(f"counters continue from a checkpoint once a source is open. {_NEXT_STEP}")
+        _keyring.continue_from(counts)
+
+
 def detach() -> None:
     """Forgets the ring, the keys (also those on GPUs) and the tape; all is overwritten with zeros once no draw is
     running. ev.close does this."""
-    global _keyring, _explain
+    global _keyring, _explain, _watched_by
     with _lock:
         _keyring = _explain = None
+        _watched_by = ""
     followers.forget()
 
 
+def open_in_child(uri: str) -> None:
+    """In a forked child: the next draw opens `uri` for this process. What the parent has is left as it is, locks included:
+    one of its threads may have held them."""
+    global _keyring, _explain, _lock, _opening, _child_uri
+    _parents.append(_keyring)
+    _keyring = _explain = None
+    _lock, _opening = threading.Lock(), threading.RLock()
+    _child_uri = uri
+
+
+_child_uri: str | None = None
+_parents: list = []
+
+
 def _open_from_environment() -> "_C.Keyring":
-    """The source that EVERETT_SOURCE names, opened by the first draw (not in a set-uid program)."""
-    uri = os.environ.get("EVERETT_SOURCE") if os.geteuid() == os.getuid() and os.getegid() == os.getgid() else None
+    """The source that EVERETT_SOURCE names, opened by the first draw (not in a set-uid program); in a child of a broker's
+    client, that broker."""
+    uri = _child_uri
+    if uri is None and os.geteuid() == os.getuid() and os.getegid() == os.getgid():
+        uri = os.environ.get("EVERETT_SOURCE") or os.environ.get("EVERETT_REPLAY")  # a replay opens no URI
     if not uri:
         raise SourceNotOpen(f"a draw was asked for before any source was open. {_NEXT_STEP}")
     with _opening:
@@ -371,11 +434,14 @@ def _open_from_environment() -> "_C.Keyring":
 
 def _refuse(reason: str) -> None:
     """Raises the error of a draw that made no record."""
+    if reason in ("unrecorded", "differs"):
+        raise _witness_error(reason)
     told = _explain(reason) if _explain is not None and reason in _SOURCE_ERRORS else None
     if told is not None:
         raise told
     if reason == "starved":
-        raise Starved(_starved_message())
+        outage = _explain("starved") if _explain is not None else None
+        raise Starved(_starved_message() + (f" Now: {outage}." if outage else ""))
     if reason in _REPLAY_ERRORS:
         raise ReplayMiss(_REPLAY_ERRORS[reason])
     if reason == "withheld":

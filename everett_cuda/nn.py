@@ -6,9 +6,20 @@ import torch
 from torch import nn
 
 from . import ops
+from .errors import EverettError
 
 
-class _DropoutModule(nn.Module):
+class _Module(nn.Module):
+    """What our modules share."""
+
+    def __prepare_scriptable__(self):
+        raise EverettError(
+            f"torch.jit.script cannot compile everett_cuda.nn.{type(self).__name__}: its draws are Python. Use "
+            "torch.compile or torch.export, or torch.jit.trace, whose graphs draw a fresh mask at every call."
+        )
+
+
+class _DropoutModule(_Module):
     """p, inplace and stream of a dropout module; subclasses name the function."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False, stream: str = "chacha8"):
@@ -57,7 +68,7 @@ class AlphaDropout(_DropoutModule):
         return ops.alpha_dropout(x, self.p, self.training, self.inplace, stream=self.stream)
 
 
-class DropPath(nn.Module):
+class DropPath(_Module):
     """Stochastic depth: drops whole samples of a batch (N, ...), as timm's DropPath."""
 
     def __init__(self, p: float = 0.5, stream: str = "chacha8"):

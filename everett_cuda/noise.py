@@ -11,42 +11,14 @@ import operator
 
 import torch
 
-from . import kernels
+from . import kernels, registered
 from .errors import EverettError
 from .generator import Generator, check_generator
 from .kernels import NOISE_TYPES, Fill
-from .nonce import in_plain_eager, is_capturing, nonce_tensor
-from .ops import _check_stream, _Mix, _refuse_strange, _refuse_tracing
+from .nonce import in_plain_eager, is_capturing, is_compiling
+from .ops import _check_stream, _refuse_strange, record_tensor
 
-
-class _FillRecord(torch.autograd.Function):
-    """A fill whose record is a tensor, so that functorch can batch it: each batch element then has its own noise."""
-
-    @staticmethod
-    def forward(record, p, fill, device):
-        return kernels.of_device(device).fill(record, fill, p)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, record, p, fill, device):
-        record_dim, p_dim, _, _ = in_dims
-        rows = [
-            _FillRecord.apply(
-                record if record_dim is None else record.select(record_dim, i),
-                p if p is None or p_dim is None else p.select(p_dim, i).contiguous(),
-                fill,
-                device,
-            )
-            for i in range(info.batch_size)
-        ]
-        return torch.stack(rows), 0
+_INTEGERS = (int, torch.SymInt)  # a SymInt must stay one: a compiled graph is for more than one size
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -56,9 +28,9 @@ def checked_shape(size) -> tuple[int, ...]:
     """A shape from integers or one sequence of them. TypeError or ValueError for anything else."""
     if len(size) == 1 and isinstance(size[0], (tuple, list, torch.Size)):
         size = size[0]
-    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in size):
+    if any(isinstance(n, bool) or not (isinstance(n, _INTEGERS) or hasattr(n, "__index__")) for n in size):
         raise TypeError(f"size: integers, got {tuple(size)}")
-    size = tuple(operator.index(n) for n in size)
+    size = tuple(n if isinstance(n, _INTEGERS) else operator.index(n) for n in size)
     if any(n < 0 for n in size):
         raise ValueError(f"size: must not be negative, got {size}")
     return size
@@ -66,9 +38,11 @@ def checked_shape(size) -> tuple[int, ...]:
 
 def checked_device(device, generator: Generator | None = None) -> torch.device:
     """The device of a result: the one named, else the generator's, else torch's default."""
-    if device is None and generator is not None:
+    if device is not None:
+        return torch.device(device)
+    if generator is not None:
         return generator.device
-    return torch.get_default_device() if device is None else torch.device(device)
+    return torch.empty(0).device if is_compiling() else torch.get_default_device()  # which dynamo cannot trace
 
 
 def checked_float(dtype: torch.dtype | None) -> torch.dtype:
@@ -145,8 +119,7 @@ def draw_fill(
         return runs.fill(generator.draw(runs), fill, p)
     if in_plain_eager():
         return runs.fill(runs.draw(world=True), fill, p)
-    _refuse_tracing()
-    return _FillRecord.apply(_Mix.apply(nonce_tensor(device), torch.is_grad_enabled(), True), p, fill, device)
+    return registered.fill(record_tensor(device, world=True), kind, shape, dtype, fill.stream, p)
 
 
 def _make(kind, shape, dtype, device, stream, freshness, generator, p=None) -> torch.Tensor:

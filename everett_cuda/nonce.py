@@ -35,12 +35,16 @@ dispatch_modes = _private("_C._len_torch_dispatch_stack")
 functorch_level = _private("_C._functorch.peek_interpreter_stack")
 is_legacy_batchedtensor = _private("_C._functorch.is_legacy_batchedtensor")
 forward_grad_enabled = _private("_C._is_fwd_grad_enabled")
+is_tracing = _private("_C._is_tracing")
 _run_backward_code = _private("autograd.graph._engine_run_backward").__code__
 _function_backward_code = _private("autograd.function.BackwardCFunction.apply").__code__
 is_inference = torch.is_inference_mode_enabled
-is_compiling = torch.compiler.is_compiling
+is_compiling = torch.compiler.is_compiling  # dynamo, or a tracer of export: those have a dispatch mode
+is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # a third of its time outside compilation
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_randint = torch.randint  # torch's own, also while `interception` has put ours in its place
+# torch's own, also while `interception` has put ours in their place
+_randint = torch.randint
+random_ = torch._C.TensorBase.random_
 _STRIDED = torch.strided
 
 
@@ -51,7 +55,7 @@ class NonceBuffer(threading.local):
     def __init__(self):
         with torch.inference_mode(False):
             buffer = torch.empty(2, dtype=torch.int64, device="cpu")
-        self.fill = torch._C.TensorBase.random_.__get__(buffer)  # of torch.Tensor it may be ours (`interception`)
+        self.fill = random_.__get__(buffer)
         self.address = buffer.data_ptr()
 
 
@@ -78,16 +82,27 @@ class CudaNonce(threading.local):
         self._words[0], self._words[1] = seed, offset
 
 
+_PROXY = _private("_C._TorchDispatchModeKey.PROXY")
+_dispatch_mode = _private("_C._get_dispatch_mode")
+
+
+def _is_recorded() -> bool:
+    """Whether make_fx or torch.jit.trace writes down what is called, for a graph that may be compiled later."""
+    return is_tracing() or (dispatch_modes() > 0 and _dispatch_mode(_PROXY) is not None)
+
+
 def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
     """A nonce as a tensor (int64, shape (2,)) from torch's generator of `device`, for functorch, dispatch modes and
     torch.compile: vmap's `randomness`, checkpoints' saved RNG states and fake tensors then hold by themselves.
 
+    A traced or compiled graph joins four draws of 32 bits: inductor's CPU randint has a 32-bit seed, and two 64-bit words
+    drawn by one call repeated 79 times in 768,000 nonces.
+
     On a GPU these nonces are not the (seed, offset) of `CudaNonce`: the mask of a transformed call is another than that
-    of a plain one. Compiled code joins four draws of 32 bits: inductor's CPU randint has a 32-bit seed, and two 64-bit
-    words drawn by one call repeated 79 times in 768,000 nonces.
+    of a plain one.
     """
     refuse_device(torch.device(device))
-    if is_compiling():
+    if is_compiling() or _is_recorded():
         quarters = [_randint(0, 2**32, (1,), dtype=torch.int64, device=device) for _ in range(4)]
         return torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32)
     # randint subtracts 2^63 from the word that random_ takes as it is; flipping the top bit gives the same nonce, so that
@@ -96,8 +111,9 @@ def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
 
 
 def in_plain_eager() -> bool:
-    """Whether an op runs just so: not compiled, under no dispatch mode (it would trace it away), not in functorch."""
-    return not is_compiling() and dispatch_modes() == 0 and functorch_level() is None
+    """Whether an op runs just so: not compiled, under no dispatch mode and no torch.jit.trace (which would write the mask
+    of this one call into their graphs), not in functorch."""
+    return not is_dynamo_compiling() and dispatch_modes() == 0 and functorch_level() is None and not is_tracing()
 
 
 def can_go_direct(x: torch.Tensor) -> bool:

@@ -2,8 +2,9 @@
 
 An op is a pure function of its inputs and a 48-byte subkey record (`keys.draw_record`), so the backward recomputes the
 mask and nothing else is kept. Plain eager tensors go straight to the kernel of their device (`kernels`; through an
-autograd.Function where a gradient is asked for); under functorch, forward-mode AD and tensor subclasses the record is
-drawn as a tensor, which is what makes `vmap(randomness=...)` hold. `csrc/law/` states which bits decide what.
+autograd.Function where a gradient is asked for); everything else (torch.compile, export, functorch, fake tensors,
+subclasses) draws its record as a tensor, by torch.randint and the ops of `registered`, so that torch's own rules for
+random ops hold. `csrc/law/` states which bits decide what.
 """
 
 import functools
@@ -12,13 +13,19 @@ import math
 import torch
 from torch.autograd import forward_ad
 
-from . import kernels
-from .errors import EverettError
-from .kernels import Mask
-from .nonce import can_go_direct, dispatch_modes, graph_task_id, is_legacy_batchedtensor, nonce_tensor
+from . import kernels, registered
+from .kernels import TYPES, Mask
+from .nonce import (
+    can_go_direct,
+    functorch_level,
+    graph_task_id,
+    is_compiling,
+    is_dynamo_compiling,
+    is_legacy_batchedtensor,
+    nonce_tensor,
+)
 
 STREAMS = {"chacha8": 0, "chacha12": 1, "chacha20": 2, "philox": 3}
-_NO_RECORD = bytes(48)  # p = 0 and p = 1 decide without a draw
 _COPY_BELOW = 4096  # elements of a strided gradient (an expanded sum); describing its strides to C++ costs 10 us
 _of_tensor = kernels.of_tensor
 
@@ -46,30 +53,42 @@ def _check_tensor(x: torch.Tensor, name: str = "x") -> None:
         raise TypeError(f"{name}: a torch.Tensor, got {type(x).__name__}")
     if not (x.is_cpu or x.is_cuda or x.is_meta):
         kernels.of_device(x.device)  # says what it takes instead
-    types = kernels.CPU.types if x.is_meta else _of_tensor(x).types
-    if x.dtype not in types:
-        known = [str(t).removeprefix("torch.") for t in types]
+    if x.dtype not in TYPES:
+        known = [str(t).removeprefix("torch.") for t in TYPES]
         raise TypeError(
             f"{name}: dropout needs {', '.join(known[:-1])} or {known[-1]}, got {x.dtype}. Convert it first, e.g. "
             f"{name}.float()."
         )
 
 
-@functools.lru_cache(maxsize=1024)
-def _checked_mask(p: float, stream: str, affine=None, mask_dims=None) -> Mask | None:
-    """The mask of checked arguments; None where p is so small that nothing is dropped. Cached: a model asks for few."""
+def _new_mask(p: float, stream: str, affine=None, mask_dims=None) -> Mask | None:
     generator, p = _check_stream(stream), _check_p(p)
     return None if p < 2.0**-48 else Mask(p, generator, affine, 0, mask_dims, affine is None and mask_dims is None)
+
+
+_cached_mask = functools.lru_cache(maxsize=1024)(_new_mask)  # a model asks for few
+
+
+def _checked_mask(p: float, stream: str, affine=None, mask_dims=None) -> Mask | None:
+    """The mask of checked arguments; None where p is so small that nothing is dropped."""
+    if is_dynamo_compiling():  # which warns of an lru_cache, and goes past it
+        return _new_mask(p, stream, affine, mask_dims)
+    return _cached_mask(p, stream, affine, mask_dims)
 
 
 # --- the kernel call --------------------------------------------------------------------------------------------------
 
 
-def _memory_of(t: torch.Tensor) -> torch.Tensor:
-    """t as its memory reads: a lazily negated view (z.conj().imag) is negated in memory first; what has none is refused."""
-    if t.numel() and t.data_ptr() == 0:
-        raise EverettError(f"x: {type(t).__name__} has no memory of its own to work on. Unwrap it to plain tensors first.")
-    return t.resolve_neg()
+def record_tensor(device: torch.device, world: bool = False) -> torch.Tensor:
+    """The record (twelve int32) of a new draw as a tensor on `device`, for whatever is not plain eager code."""
+    return registered.mix(nonce_tensor(device), torch.is_grad_enabled(), world)
+
+
+def _by_name(x, record, mask, residual=None):
+    """The masked op as torch knows it."""
+    if type(record) is bytes:
+        record = torch.frombuffer(bytearray(record), dtype=torch.int32).to(x.device)
+    return registered.masked(x, residual, record, mask.p, mask.stream, mask.affine, mask.batch, mask.mask_dims)
 
 
 def _linear(mask: Mask) -> Mask:
@@ -79,13 +98,14 @@ def _linear(mask: Mask) -> Mask:
 
 class _Masked(torch.autograd.Function):
     """y = keep ? x*scale : 0, plus the residual if there is one; or the affine form. `record` is 48 bytes, or a tensor
-    of twelve int32 where functorch may have batched it."""
+    of twelve int32 where functorch may have batched it. For functorch and forward-mode AD, which the gradient of a
+    registered op does not serve."""
 
     @staticmethod
     def forward(x, record, mask, residual):
-        residual = None if residual is None else _memory_of(residual)
-        x = _memory_of(x)
-        return _of_tensor(x).masked(x, residual, record, mask)
+        if can_go_direct(x) and (residual is None or can_go_direct(residual)):
+            return _of_tensor(x).masked(x, residual, record, mask)
+        return _by_name(x, record, mask, residual)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -159,13 +179,20 @@ def _eager(x, record, mask, residual):
     return _of_tensor(x).masked(x, residual, record, mask)
 
 
-def _masked_in_old_vmap(grad, record, mask):
-    """The linear masked op by torch's own ops, for autograd.grad(is_grads_batched=True): its vmap is older than
-    functorch, calls no rule of a Function, and its tensors have no memory to show. Same values."""
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    ones = torch.ones(grad.shape, dtype=wide, device=grad.device)
-    scaled = _of_tensor(ones).masked(ones, None, record, mask)
-    return torch.where(scaled != 0, grad.to(wide) * scaled, 0.0).to(grad.dtype)
+def _masked_by_torch(x, record, mask, residual=None):
+    """The masked op by torch's own ops around one mask, which needs no rule of ours to be differentiated or batched.
+
+    Same decisions, same values (the affine form to the last bit or so). For autograd.grad(is_grads_batched=True), whose
+    vmap is older than functorch and calls no rule of a Function, and for functorch inside torch.compile, where dynamo
+    refuses a Function with rules and a registered op has no gradient.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    draw = _by_name if is_compiling() else _masked
+    scaled = draw(torch.ones(x.shape, dtype=wide, device=x.device), record, _linear(mask))
+    y = torch.where(scaled != 0, x.to(wide) * scaled, 0.0)
+    if mask.affine is not None:
+        y = y + draw(torch.zeros(x.shape, dtype=wide, device=x.device), record, mask)
+    return (y if residual is None else y + residual.to(wide)).to(x.dtype)
 
 
 # A record is bytes, or a tensor: on the GPU in a captured graph. `_is_eager` tells whether functorch may have batched it.
@@ -174,32 +201,16 @@ _PLAIN_RECORDS = (bytes, torch.Tensor)
 
 def _masked(x, record, mask, residual=None):
     """The masked op under a given record, by the cheapest way that is right for x and the modes in force."""
-    if is_legacy_batchedtensor(x):
-        return _masked_in_old_vmap(x, record, mask)
-    if type(record) in _PLAIN_RECORDS and _is_eager(x) and (residual is None or _is_eager(residual)):
-        return _eager(x, record, mask, residual)
+    if not is_dynamo_compiling():
+        if is_legacy_batchedtensor(x):
+            return _masked_by_torch(x, record, mask)
+        if type(record) in _PLAIN_RECORDS and _is_eager(x) and (residual is None or _is_eager(residual)):
+            return _eager(x, record, mask, residual)
+    if is_compiling():
+        return (_by_name if functorch_level() is None else _masked_by_torch)(x, record, mask, residual)
+    if functorch_level() is None and forward_ad._current_level < 0:
+        return _by_name(x, record, mask, residual)
     return _Masked.apply(x, record, mask, residual)
-
-
-class _Mix(torch.autograd.Function):
-    """Nonce tensor (int64, (2,)) to subkey record (int32, (12,)): where functorch batches the nonce, each its own."""
-
-    @staticmethod
-    def forward(nonce, grad_enabled, world):
-        return _of_tensor(nonce).mix(nonce, grad_enabled, world)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, nonce, grad_enabled, world):
-        nonce = nonce.movedim(in_dims[0], 0)
-        return torch.stack([_Mix.apply(nonce[i].contiguous(), grad_enabled, world) for i in range(info.batch_size)]), 0
 
 
 def _refuse_strange(t: torch.Tensor, name: str) -> None:
@@ -210,33 +221,33 @@ def _refuse_strange(t: torch.Tensor, name: str) -> None:
         )
 
 
-_PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
+def _draw_on_shards(x, mask, residual):
+    from . import dtensor
 
-
-def _refuse_tracing() -> None:
-    """make_fx would write the mask of this one call into its graph as a constant, and every run would repeat it."""
-    if dispatch_modes() and any(torch._C._get_dispatch_mode(mode) is not None for mode in (_PROXY, _FAKE)):
-        raise EverettError(
-            "a tracer (make_fx, FakeTensorMode) cannot record a draw: the graph would repeat one mask for ever. Trace the "
-            "model in eval mode, or use torch.compile without fullgraph=True, which runs the draw outside its graphs."
-        )
+    dtensor.check_mesh(x.device_mesh)
+    if mask.p == 1.0:
+        record = torch.zeros(12, dtype=torch.int32, device=x.device)
+    else:
+        record = registered.mix(nonce_tensor(x.device), torch.is_grad_enabled(), False)
+    return dtensor.masked(x, residual, record, mask)
 
 
 def _masked_draw(x, mask, residual=None):
     """The masked op under a record of its own."""
     if x.is_meta:
         return x.clone() if residual is None else x + residual
+    if type(x).__name__ == "DTensor":  # by name: only who uses it has its module
+        return _draw_on_shards(x, mask, residual)
     eager = _is_eager(x) and (residual is None or _is_eager(residual))
     if not eager:
         _refuse_strange(x, "x")
         if residual is not None:
             _refuse_strange(residual, "residual")
-        _refuse_tracing()
-    if mask.p == 1.0 or x.numel() == 0:
-        return _masked(x, _NO_RECORD, mask, residual)
-    if eager:
-        return _eager(x, _of_tensor(x).draw(), mask, residual)
-    return _Masked.apply(x, _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled(), False), mask, residual)
+    if mask.p == 1.0 or (not is_compiling() and x.numel() == 0):  # p = 1 decides without a draw
+        record = bytes(48) if eager else torch.zeros(12, dtype=torch.int32, device=x.device)
+    else:
+        record = _of_tensor(x).draw() if eager else record_tensor(x.device)
+    return _masked(x, record, mask, residual)
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
@@ -255,29 +266,25 @@ def dropout(
     Raises TypeError or ValueError for bad arguments; SourceNotOpen, Starved, HealthAlarm, SourceExhausted or ForkedError
     when there is no key. Source of the method: the stream law, csrc/law/keepdrop.h.
     """
-    mask = _checked_mask(p, stream)
-    if not (
+    if (
         # The common case, told in the fewest questions: a plain contiguous tensor that a kernel can take at once.
         training
         and not inplace
-        and mask is not None
-        and p != 1
         and can_go_direct(x)
+        and p != 1
+        and (mask := _cached_mask(p, stream)) is not None
         and x.is_contiguous()
         and graph_task_id() == -1
         and forward_ad._current_level < 0
         and x.numel()
         and x.dtype in (device := _of_tensor(x)).types
     ):
-        return _plain_dropout(x, mask if training else None, inplace)
-    if x.requires_grad and torch.is_grad_enabled():
-        return _eager_masked(x, mask)
-    return device.draw_and_drop(x, mask)[0]
-
-
-def _plain_dropout(x, mask, inplace):
+        if x.requires_grad and torch.is_grad_enabled():
+            return _eager_masked(x, mask)
+        return device.draw_and_drop(x, mask)[0]
+    mask = _checked_mask(p, stream)
     _check_tensor(x)
-    if mask is None:
+    if not training or mask is None:
         return x
     y = _masked_draw(x, mask)
     return x.copy_(y) if inplace else y
@@ -346,16 +353,18 @@ def drop_path(x, p=0.5, training=True, *, stream="chacha8"):
     return _feature_dropout(x, p, training, False, 1, stream)
 
 
-_SELU_DROPPED = -1.7580993408473766  # -scale * alpha of SELU: its value at minus infinity
-
-
 def _alpha_affine(p: float) -> tuple[float, float, float]:
     """(scale, shift, dropped) that keep mean 0 and variance 1; at p = 1 everything becomes 0, as in torch."""
     if p == 1.0:
         return 0.0, 0.0, 0.0
-    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _SELU_DROPPED**2))
-    shift = -scale * p * _SELU_DROPPED
-    return scale, shift, scale * _SELU_DROPPED + shift
+    if is_compiling():
+        # A p that varies is a symbol to dynamo, and torch 2.13 fails on formulas of one; this makes it a number again.
+        numerator, denominator = p.as_integer_ratio()
+        p = numerator / denominator
+    dropped = -1.7580993408473766  # -scale * alpha of SELU: its value at minus infinity. A global's value may vary to dynamo
+    scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * dropped**2))
+    shift = -scale * p * dropped
+    return scale, shift, scale * dropped + shift
 
 
 def alpha_dropout(

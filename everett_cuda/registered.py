@@ -9,25 +9,25 @@ of it, is right wherever the record or the nonce is the same.
     mix           nonce (int64, (2,)) -> record (int32, (12,)), on the nonce's device
     masked        the keep mask applied to x: dropout, dropout_add, channel dropout, alpha dropout
     masked_shard  the same on a shard of a larger tensor: exactly the slice of the unsharded result
-    fill          noise; bias_dropout_add, bias_gelu_dropout (and its backward), add_noise, stochastic_round
+    fill          noise
+    and the fused ops, in `registered_fused`
 
 Library.define/impl and not custom_op: 12 us a call against 18, measured without a gradient on 16 elements.
 """
+
+import math
 
 import torch
 
 from . import kernels
 from .errors import EverettError
-from .kernels import Mask
+from .kernels import Fill, Mask
 
 _library = torch.library.Library("everett_cuda", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
-GELU = {"none": 1, "tanh": 2}  # numbers of the fused GELUs in the kernels (csrc/types.h)
-GELU_BACKWARD = 2  # from a GELU's number to that of its backward
-BIAS_DROPOUT_ADD = 0
 
 
-def _register(schema: str, run, fake, backward=None, setup_context=None, vmap=None):
+def register(schema: str, run, fake, backward=None, setup_context=None, vmap=None):
     """Defines an op of this namespace and gives its overload. run: real tensors; fake: shapes and dtypes alone."""
     name = schema.partition("(")[0]
     _library.define(schema, tags=_TAGS)
@@ -60,7 +60,53 @@ def _vmap_mix(info, in_dims, nonce, grad_enabled, world):
 
 # grad_enabled: whether gradients were on where the draw was called; the op itself, below autograd, cannot see it. world:
 # the draw's family (`keys.draw_record`).
-mix = _register("mix(Tensor nonce, bool grad_enabled, bool world) -> Tensor", _run_mix, _fake_mix, vmap=_vmap_mix)
+mix = register("mix(Tensor nonce, bool grad_enabled, bool world) -> Tensor", _run_mix, _fake_mix, vmap=_vmap_mix)
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+
+def _run_fill(record, kind, size, dtype, stream, p):
+    wanted = {"bernoulli": torch.float64, "integers": torch.int64}.get(kind)
+    if (p is None) != (wanted is None) or (p is not None and (p.dtype != wanted or p.numel() not in (1, math.prod(size)))):
+        raise EverettError(
+            f"fill: {kind} takes {f'p of {wanted}, one value or one an element' if wanted else 'no p'}, got "
+            f"{'none' if p is None else f'{p.dtype}, {tuple(p.shape)}'}"
+        )
+    p = None if p is None else p.contiguous()
+    return kernels.of_device(record.device).fill(record, Fill(kind, tuple(size), dtype, stream), p)
+
+
+def _fake_fill(record, kind, size, dtype, stream, p):
+    return record.new_empty(size, dtype=dtype)
+
+
+def _vmap_fill(info, in_dims, record, kind, size, dtype, stream, p):
+    record_dim, *_, p_dim = in_dims
+    if record_dim is None and p_dim is None:
+        return fill(record, kind, size, dtype, stream, p), None
+    rows = [
+        fill(
+            record if record_dim is None else record.select(record_dim, i),
+            kind,
+            size,
+            dtype,
+            stream,
+            p if p_dim is None else p.select(p_dim, i),
+        )
+        for i in range(info.batch_size)
+    ]
+    return torch.stack(rows), 0
+
+
+# kind: of kernels.KINDS. p: the parameters of a Bernoulli decision (fp64) or an integer (int64), one or one an element.
+# On the record's device.
+fill = register(
+    "fill(Tensor record, str kind, SymInt[] size, ScalarType dtype, int stream, Tensor? p) -> Tensor",
+    _run_fill,
+    _fake_fill,
+    vmap=_vmap_fill,
+)
 
 
 # --- masked ops -------------------------------------------------------------------------------------------------------
@@ -126,7 +172,7 @@ def _vmap_masked(info, in_dims, x, residual, record, p, stream, affine, batch, m
 
 # y = keep ? x/(1-p) : 0, plus the residual if there is one; or the affine form (scale, shift, dropped). batch: leading
 # dimensions that share one mask. mask_dims: how many of those that follow have decisions of their own, None: all.
-masked = _register(
+masked = register(
     "masked(Tensor x, Tensor? residual, Tensor record, float p, int stream, float[]? affine, int batch, int? mask_dims)"
     " -> Tensor",
     _run_masked,
@@ -182,7 +228,7 @@ def _masked_shard_backward(ctx, grad):
 
 # index: int64, for each dimension of x the places of its rows in the whole tensor, which has the sizes `shape`. A DTensor
 # shards index d as dimension d of x, so that each rank reads the offset of its shard off its own part.
-masked_shard = _register(
+masked_shard = register(
     "masked_shard(Tensor x, Tensor? residual, Tensor record, Tensor[] index, float p, int stream, float[]? affine, "
     "int? mask_dims, SymInt[] shape) -> Tensor",
     _run_masked_shard,

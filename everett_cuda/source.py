@@ -49,6 +49,9 @@ class Source:
         self._thread: threading.Thread | None = None
         self._feed: _C.Feed | None = None
         self._final: SourceStatus | None = None
+        # Told of direct words before anybody sees them, with their place (see take_into): a journal. If it raises, the
+        # words are destroyed. Keys do not come this way: the keyring takes them from the ring.
+        self.on_take: Callable[[memoryview, int, int], None] | None = None
         self.driver = driver = connect()
         try:
             condition = parse_uri(uri).given.get("condition", "sha256")
@@ -84,13 +87,19 @@ class Source:
     def open(cls, uri: str, ring_bytes: int | None = None) -> "Source":
         """Opens the source that `uri` names and runs its start-up test; when this returns, bits flow.
 
-        ring_bytes: capacity of the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises
+        A broker's source is a `BrokerSource`, whose ring has the broker's size. ring_bytes: capacity of the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises
         UnknownScheme, BadParameter, SourceError, SourceExhausted (a recording too short for the start-up test) or
         StartupTestFailed; then nothing is left open.
         """
         if ring_bytes is not None and (ring_bytes < 16384 or ring_bytes & (ring_bytes - 1)):
             raise ValueError(f"ring_bytes must be a power of two, at least 16384, not {ring_bytes}")
-        return cls(uri, lambda: open_driver(uri), ring_bytes)
+        driver = open_driver(uri)
+        if driver.ring is not None:
+            from .broker_source import BrokerSource
+
+            return BrokerSource(uri, driver)
+        first = [driver]
+        return cls(uri, lambda: first.pop() if first else open_driver(uri), ring_bytes)
 
     # --- flow -------------------------------------------------------------------------------------------------------
 
@@ -248,8 +257,11 @@ class Source:
         self.take_into(memoryview(words.view(np.uint8)), timeout_s)
         return words
 
-    def take_into(self, out: memoryview, timeout_s: float | None = None) -> None:
-        """Fills a contiguous, writable buffer of bytes, or zeroes it. Waits and raises as `take`."""
+    def take_into(self, out: memoryview, timeout_s: float | None = None, place: tuple[int, int] = (-1, 0)) -> None:
+        """Fills a contiguous, writable buffer of bytes, or zeroes it. Waits and raises as `take`.
+
+        place: what they are for: (-1, 0) the host, (i, 1) the pool of GPU i, (i, 2) its lane for captured graphs.
+        """
         if timeout_s is not None and not timeout_s >= 0:
             raise ValueError(f"timeout_s must be None or at least 0, not {timeout_s}")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -263,6 +275,19 @@ class Source:
                     out[:] = bytes(len(out))
             if got != _C.Take.ok:
                 raise self.error_for(got, len(out), timeout_s)
+        self._tell_of(out, place)
+
+    def _tell_of(self, taken: memoryview, place: tuple[int, int]) -> None:
+        if self.on_take is not None and len(taken):
+            try:
+                self.on_take(taken, *place)
+            except BaseException:
+                taken[:] = bytes(len(taken))
+                raise
+
+    def outage(self) -> str:
+        """Why no bits can come now, where more is known than that none came; empty otherwise."""
+        return ""
 
     def error_for(self, answer: _C.Take, asked: int, timeout_s: float | None = None) -> EverettError:
         """The exception that a ring's answer other than `ok` stands for; asked: the bytes asked for."""

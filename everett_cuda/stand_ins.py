@@ -221,9 +221,9 @@ def _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable
 
 
 def _copy_of(function: types.FunctionType) -> types.FunctionType:
-    """The same code over the same globals, as another object."""
+    """The same code over the same globals, as other objects: dynamo tells functions by their code."""
     copy = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return functools.update_wrapper(copy, function)

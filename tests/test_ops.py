@@ -529,7 +529,7 @@ def test_forward_over_reverse():
     assert torch.allclose(g, 3 * mask**3 * x**2) and torch.allclose(dg, 6 * mask**3 * x * v)
 
 
-# --- checkpointing, autocast, compilation -----------------------------------------------------------------------------
+# --- checkpointing, autocast -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -571,60 +571,6 @@ def test_autocast():
     assert y.dtype == torch.bfloat16 and z.dtype == torch.float32
     y.float().sum().backward()
     assert torch.allclose(x.grad, 2 * _kept(y).float() @ w.t(), rtol=0.02, atol=0.1)
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_without_fullgraph(backend):
-    # The draw itself breaks the graph and runs in eager code: right and fresh, not yet fast.
-    torch._dynamo.reset()
-
-    @torch.compile(backend=backend)
-    def f(v):
-        return ev.dropout_add(ev.dropout(v * 2, 0.5), v, 0.5) + 0
-
-    x = torch.randn(500, requires_grad=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        outs = [f(x) for _ in range(4)]
-        with torch.no_grad():
-            no_grad = f(x)
-    assert all(not torch.equal(a, b) for a, b in itertools.combinations([*outs, no_grad], 2))
-    for y in outs:
-        (g,) = torch.autograd.grad(y.sum(), x)
-        ratio = (y / x).detach()
-        assert torch.allclose(g, ratio.round(), atol=1e-4) and torch.allclose(ratio, ratio.round(), atol=1e-3)
-        assert set(ratio.round().unique().tolist()) == {1.0, 9.0}
-    torch._dynamo.reset()
-
-
-def test_compiled_noise():
-    torch._dynamo.reset()
-    f = torch.compile(lambda v: ev.randn(200) + v, backend="eager")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        a, b, c = (f(torch.zeros(200)) for _ in range(3))
-    assert not torch.equal(a, b) and not torch.equal(b, c)
-    torch._dynamo.reset()
-
-
-def test_fullgraph_is_a_clear_error():
-    torch._dynamo.reset()
-    f = torch.compile(lambda v: ev.dropout(v), backend="eager", fullgraph=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(torch._dynamo.exc.Unsupported):
-            f(torch.ones(5))
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_tracers_cannot_bake_a_mask_into_a_graph(mode):
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    for f in (lambda v: ev.dropout(v, 0.5), lambda v: v + ev.randn(5), lambda v: ev.dropout_add(v, v, 0.1)):
-        with pytest.raises(ev.EverettError, match="make_fx"):
-            make_fx(f, tracing_mode=mode)(torch.ones(5))
-    assert "randint" not in make_fx(lambda v: ev.dropout(v, 0.5, training=False) * 2)(torch.ones(5)).code
 
 
 # --- edges ------------------------------------------------------------------------------------------------------------

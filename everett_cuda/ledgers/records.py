@@ -17,13 +17,10 @@ from ..reference import LAW_VERSION
 from ..source import Source
 from ..source_status import AlarmReport, SourceStatus
 from .chain import FORMAT
+from .schema import COUNTS
 
 # What a driver's `details` say of a signed read; they make a record of their own.
 ATTESTATION = ("attestation", "attested at", "attested bytes", "signature", "device key", "certificate")
-COUNTS = (
-    "raw_bytes_in", "raw_bytes_held_back", "raw_bytes_dropped", "conditioned_bytes_out", "bytes_handed_out",
-    "bytes_destroyed", "transport_errors", "startup_tests", "reconnections", "transient_alarms", "passes",
-)  # fmt: skip
 
 
 def plain(value: object) -> object:
@@ -64,7 +61,7 @@ def begin(settings: Mapping, interval_s: float, every_steps: int | None, signed_
             "sha256": _C.sha256_library() or "hashlib",
         },
         "settings": plain(settings),
-        "interval_s": plain(interval_s),
+        "interval_s": repr(float(interval_s)),
         "every_steps": every_steps,
         "signed_by": signed_by,
     }
@@ -164,7 +161,11 @@ def counts(
         "keyring": keyring,
         "draws": dict(draws),
         "sources": {
-            str(number): {"state": s.state, "alarms": dict(s.alarm_counts), **{name: getattr(s, name) for name in COUNTS}}
+            str(number): {
+                "state": s.state,
+                "alarms": dict(s.alarm_counts),
+                **{name: getattr(s, name) for name in COUNTS},
+            }
             for number, s in sources.items()
         },
         "settings": plain(settings),

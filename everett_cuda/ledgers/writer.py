@@ -67,7 +67,9 @@ class Ledger:
         counts. every_steps: counts after so many steps, too. Raises LedgerError, ValueError; then there is no new file."""
         if not 0 < interval_s < float("inf"):
             raise ValueError(f"interval_s: seconds above 0, got {interval_s!r}")
-        if every_steps is not None and (isinstance(every_steps, bool) or not isinstance(every_steps, int) or every_steps < 1):
+        if every_steps is not None and (
+            isinstance(every_steps, bool) or not isinstance(every_steps, int) or every_steps < 1
+        ):
             raise ValueError(f"every_steps: a whole number from 1 on, or None, got {every_steps!r}")
         self.path = Path(os.path.abspath(path))
         self._subject = subject
@@ -244,7 +246,9 @@ class Ledger:
         if self._elsewhere:
             return ""
         signed = "signed" if self._signer else "not signed"
-        return f"ledger:       {self.path}, " + (f"FAILED: {self._failure}" if self._failure else f"{self._chain.n} lines, {signed}")
+        return f"ledger:       {self.path}, " + (
+            f"FAILED: {self._failure}" if self._failure else f"{self._chain.n} lines, {signed}"
+        )
 
     # --- for users --------------------------------------------------------------------------------------------------
 

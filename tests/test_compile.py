@@ -41,7 +41,8 @@ def compiled(request):
 def test_values_and_gradients_are_those_of_one_mask(compiled):
     x = inputs()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # no op of ours makes dynamo warn
+        for about in ("Dynamo", ".*lru_cache"):  # no op of ours makes dynamo warn
+            warnings.filterwarnings("error", message=about)
         check_gradients(compiled(x), x)
 
 
@@ -145,8 +146,8 @@ def test_channels_last_and_transposed_input():
     channels, elements = f(x)
     for y, source in ((channels, x), (elements, x.transpose(1, 3))):
         assert torch.equal(y, torch.where(y != 0, 2 * source, 0.0)) and 0 < (y == 0).float().mean() < 1
-        (slope,) = torch.autograd.grad(y.sum(), source, retain_graph=True)
-        assert torch.equal(slope, 2.0 * (y != 0))
+        (slope,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        assert torch.equal(slope if source is x else slope.transpose(1, 3), 2.0 * (y != 0))
     kept = (channels != 0).flatten(2)
     assert torch.equal(kept.all(-1), kept.any(-1)), "one decision a channel"
 
@@ -166,6 +167,7 @@ def test_errors_stay_clear(call, error, message):
         warnings.simplefilter("ignore")
         with pytest.raises(error, match=message):
             torch.compile(call, backend="eager")(x)
+        torch._dynamo.reset()  # else dynamo leaves alone what it could not compile
         with pytest.raises(torch._dynamo.exc.Unsupported, match=message):
             torch.compile(call, backend="eager", fullgraph=True)(x)
 

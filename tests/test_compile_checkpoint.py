@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import everett_cuda as ev
-from everett_cuda import keys
+from everett_cuda import keys, registered
 
 
 @pytest.fixture(autouse=True)
@@ -108,8 +108,8 @@ def _policy(saved, ctx, op, *args, **kwargs):
 
 SAVED = {
     "nothing": (),
-    "masked": (torch.ops.everett_cuda.masked.default,),
-    "mix": (torch.ops.everett_cuda.mix.default,),
+    "masked": (registered.masked,),
+    "mix": (registered.mix,),
 }
 
 
@@ -126,14 +126,17 @@ def test_selective_checkpoint(tensors, mode, saved):
     check(results, *tensors)
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.01])
-def test_activation_memory_budget(tensors, budget):
-    # At 0.01 the partitioner recomputes the draw itself: right here, where F.dropout's gradient is silently wrong
-    # (torch 2.13). At 0 torch's partitioner is wrong for both.
+@pytest.mark.parametrize("budget", [1.0, 0.5, 0.01])
+def test_an_activation_memory_budget_is_right_or_refused(tensors, budget):
+    # With a small budget torch 2.13 recomputes random ops without restoring the RNG state: F.dropout's gradient is then
+    # silently wrong. The tape knows that the nonce belongs to no forward.
     with torch._functorch.config.patch(activation_memory_budget=budget):
         results = compiled(two_blocks)(*tensors)
         ev.step()
-        check(results, *tensors)
+        try:
+            check(results, *tensors)
+        except ev.ReplayMiss:
+            assert budget < 1
 
 
 def test_a_recomputation_that_finds_no_key_is_refused(tensors):

@@ -32,8 +32,8 @@ def test_the_state_is_the_chacha20_stream_of_a_record_of_the_world_family():
     # an independent mt19937 in that state gives torch's next numbers
     mt = np.random.RandomState()
     mt.set_state(("MT19937", words[:624], 624))
-    expected = mt.randint(0, 2**32, 5, dtype=np.uint32) % 2**31
-    got = torch.empty(5, dtype=torch.int64).random_(2**31)  # the word modulo 2^31
+    expected = mt.randint(0, 2**32, 10, dtype=np.uint32)[1::2] % 2**31
+    got = torch.empty(5, dtype=torch.int64).random_(2**31)  # of 64 bits, whose low half is the second word
     assert got.tolist() == expected.tolist()
     assert torch.initial_seed() == int(words[624]) | int(words[625]) << 32
 

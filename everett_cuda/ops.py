@@ -17,7 +17,7 @@ from . import kernels, registered
 from .kernels import TYPES, Mask
 from .nonce import (
     can_go_direct,
-    functorch_level,
+    functorch_depth,
     graph_task_id,
     is_compiling,
     is_dynamo_compiling,
@@ -207,8 +207,8 @@ def _masked(x, record, mask, residual=None):
         if type(record) in _PLAIN_RECORDS and _is_eager(x) and (residual is None or _is_eager(residual)):
             return _eager(x, record, mask, residual)
     if is_compiling():
-        return (_by_name if functorch_level() is None else _masked_by_torch)(x, record, mask, residual)
-    if functorch_level() is None and forward_ad._current_level < 0:
+        return (_by_name if functorch_depth() == 0 else _masked_by_torch)(x, record, mask, residual)
+    if functorch_depth() == 0 and forward_ad._current_level < 0:
         return _by_name(x, record, mask, residual)
     return _Masked.apply(x, record, mask, residual)
 
@@ -221,10 +221,23 @@ def _refuse_strange(t: torch.Tensor, name: str) -> None:
         )
 
 
+def _draw_on_shards(x, mask, residual):
+    from . import dtensor
+
+    dtensor.check_mesh(x.device_mesh)
+    if mask.p == 1.0:
+        record = torch.zeros(12, dtype=torch.int32, device=x.device)
+    else:
+        record = registered.mix(nonce_tensor(x.device), torch.is_grad_enabled(), False)
+    return dtensor.masked(x, residual, record, mask)
+
+
 def _masked_draw(x, mask, residual=None):
     """The masked op under a record of its own."""
     if x.is_meta:
         return x.clone() if residual is None else x + residual
+    if type(x).__name__ == "DTensor":  # by name: only who uses it has its module
+        return _draw_on_shards(x, mask, residual)
     eager = _is_eager(x) and (residual is None or _is_eager(residual))
     if not eager:
         _refuse_strange(x, "x")

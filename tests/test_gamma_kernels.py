@@ -85,7 +85,7 @@ def test_rejections_go_on_in_further_draws():
     finally:
         gamma.ROUNDS = rounds
     assert 0 < np.count_nonzero(whole != first) < 10
-    assert (first[whole != first] == 2 / 3).all()
+    assert (first[whole != first] == 1 - 1 / 3).all()
 
 
 def test_every_element_has_blocks_of_its_own():

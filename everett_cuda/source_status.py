@@ -78,8 +78,6 @@ class SourceStatus:
     alarm_counts: dict[str, int]
     transient_alarms: int
     transport_errors: int
-    startup_tests: int
-    reconnections: int
     raw_bytes_in: int
     raw_bytes_held_back: int
     raw_bytes_dropped: int
@@ -91,6 +89,8 @@ class SourceStatus:
     ring_locked: bool
     loop: bool
     passes: int
+    startup_tests: int = 0
+    reconnections: int = 0
     by_broker: bool = False
 
     @property

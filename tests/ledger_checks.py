@@ -15,6 +15,7 @@ class Run:
     def __init__(self, *sources, **draws):
         self._sources = list(sources)
         self.kinds = draws
+        self.told = {}
 
     def sources(self):
         return self._sources
@@ -22,6 +23,9 @@ class Run:
     def draws(self):
         counts = {**dict.fromkeys((*KINDS, "unverified", "replay_misses", "waits"), 0), **self.kinds}
         return {**counts, "draws": sum(counts[kind] for kind in KINDS)}
+
+    def ranks(self):
+        return self.told
 
     def settings(self):
         return {"freshness": "op", "timeout_s": 60.0}

@@ -148,14 +148,32 @@ def test_health_history(tmp_path):
 
 
 def test_provenance_of_ranks(tmp_path, sim):
-    path = tmp_path / "run.evl"
-    with Ledger(path, Run(sim), interval_s=600) as ledger:
-        ledger.provenance({0: {"label": "quantum", "serial": "A1"}, 1: {"label": "quantum", "from_rank": 0}})
-        with pytest.raises(TypeError, match=r"record.ranks.0: a ledger holds text, integers"):
-            ledger.provenance({0: 0.5})
+    path, run = tmp_path / "run.evl", Run(sim)
+    with Ledger(path, run, interval_s=600) as ledger:
+        ledger.count()
+        run.told = {"0": {"said": "rank 0 has its own source", "serial": "A1"}, "1": {"said": "rank 1 gets root keys"}}
+        ledger.count()
+        ledger.count()
     (record,) = of_type(path, "provenance")
-    assert record["ranks"] == {"0": {"label": "quantum", "serial": "A1"}, "1": {"from_rank": 0, "label": "quantum"}}
-    assert "rank 1:" in str(summary_of(read_chain(path)))
+    assert record["ranks"] == run.told
+    assert "rank 1:       rank 1 gets root keys" in str(summary_of(read_chain(path)))
+
+
+def test_the_policy_of_several_processes_is_recorded_as_it_says_it(tmp_path):
+    import torch.distributed as dist
+
+    path = tmp_path / "run.evl"
+    ev.open("sim:seed=7")
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        with ev.ledger(path, interval_s=600):
+            ev.distributed.setup()
+            said = str(ev.distributed.provenance()[0])
+    finally:
+        ev.distributed.teardown()
+        dist.destroy_process_group()
+    (record,) = of_type(path, "provenance")
+    assert record["ranks"]["0"]["said"] == said and record["ranks"]["0"]["kind"] == "simulated"
 
 
 def test_arguments_of_the_program_are_not_recorded(tmp_path, monkeypatch):
@@ -319,7 +337,6 @@ def test_a_forked_child_leaves_its_parents_ledger_alone(tmp_path):
         def child():
             ev.step()
             ledger.count()
-            ledger.provenance({0: 1})
             ev.open("sim:seed=8")
             with ev.ledger(tmp_path / "child.evl"):
                 ev.dropout(torch.ones(8), 0.5)

@@ -69,7 +69,6 @@ def begin(settings: Mapping, interval_s: float, every_steps: int | None, signed_
 
 def source(number: int, source: Source, status: SourceStatus) -> dict:
     """A source that is open: what it is, what is claimed of it, and which tests watch it."""
-    c = health.cutoffs(source.driver.min_entropy.bits_per_byte)
     return {
         "type": "source",
         "source": number,
@@ -78,25 +77,33 @@ def source(number: int, source: Source, status: SourceStatus) -> dict:
         "serial": status.serial,
         "kind": status.kind,
         "label": status.label,
-        "min_entropy": str(source.driver.min_entropy.bits_per_byte),  # exact: 4, 32/5
+        "min_entropy": str(health.exact(status.min_entropy)),  # 4, 32/5
         "min_entropy_origin": status.min_entropy_origin,
         "device_conditions": status.device_conditions,
         "device": {k: str(v) for k, v in status.device.items() if k not in ATTESTATION},
         "conditioner": status.conditioner,
         "raw_bytes_per_block": status.raw_bytes_per_block,
         "loop": status.loop,
-        "health": {
-            "alpha": f"2^-{health.ALPHA_BITS}",
-            "cutoffs": {
-                "repetition count (bits)": c.rct_bits,
-                "repetition count (bytes)": c.rct_bytes,
-                "adaptive proportion (bits)": c.apt_bits,
-                "adaptive proportion (bytes)": c.apt_bytes,
-            },
-            "duplicate_units": True,
-            "startup_bytes": source.startup_bytes,
-        },
+        "health": _tests(source, status),
         "locked": status.ring_locked,
+    }
+
+
+def _tests(source: Source, status: SourceStatus) -> dict:
+    """Which tests watch the raw bytes, and their cutoffs."""
+    if status.kind == "replayed":
+        return {"tests": "none: keys of a journal are given again"}
+    c = health.cutoffs(status.min_entropy)
+    return {
+        "alpha": f"2^-{health.ALPHA_BITS}",
+        "cutoffs": {
+            "repetition count (bits)": c.rct_bits,
+            "repetition count (bytes)": c.rct_bytes,
+            "adaptive proportion (bits)": c.apt_bits,
+            "adaptive proportion (bytes)": c.apt_bytes,
+        },
+        "duplicate_units": True,
+        "startup_bytes": source.startup_bytes,
     }
 
 

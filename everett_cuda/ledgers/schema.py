@@ -51,6 +51,9 @@ def check(record: Mapping) -> None:
     if kind == "responses":
         for row in record["responses"]:
             _check(row, _RESPONSE, "response")
+    elif kind == "provenance":
+        if not all(isinstance(rank, dict) and isinstance(rank.get("said"), str) for rank in record["ranks"].values()):
+            raise ValueError("a rank has a line that says whose device is behind it")
     elif kind == "counts":
         draws = record["draws"]
         if draws:

@@ -28,13 +28,16 @@ LOOK_S = 1.0
 
 
 class Subject(Protocol):
-    """What a ledger is about: the draws and settings of a process or of a server. Draws may be empty."""
+    """What a ledger is about: the draws and settings of a process, or of a server, which has no draws. ranks: whose device
+    stands behind which rank; empty where there is one process."""
 
     def sources(self) -> list[Source]: ...
 
     def draws(self) -> Mapping[str, int]: ...
 
     def settings(self) -> Mapping: ...
+
+    def ranks(self) -> Mapping: ...
 
 
 @dataclass
@@ -84,6 +87,7 @@ class Ledger:
         self._chain = Chain()
         self._failure = ""
         self._watched: list[_Watched] = []
+        self._ranks: Mapping = {}
         self._n_sources = self._keyring = self._steps = 0
         self._summary = Summary(str(self.path))
         self._stopping = threading.Event()
@@ -137,6 +141,10 @@ class Ledger:
             self._add({"type": "signature", "key": self._signer.public, "signature": signature})
 
     def _count(self, why: str) -> None:
+        ranks = self._subject.ranks()
+        if ranks != self._ranks:
+            self._add({"type": "provenance", "ranks": ranks})
+            self._ranks = ranks
         draws = self._subject.draws()  # first: keys that were drawn are then among the bytes handed out
         sources = {w.number: w.source.status() for w in self._watched}
         self._add(records.counts(why, self._steps, self._keyring, draws, sources, self._subject.settings()))
@@ -153,7 +161,7 @@ class Ledger:
     def _look_at(self, watched: _Watched) -> None:
         """Writes what is new of one source."""
         status, number = watched.source.status(), watched.number
-        new = watched.source.driver.responses_from(watched.responses)
+        new = [] if status.kind == "replayed" else watched.source.responses_from(watched.responses)
         if new:
             self._add(records.responses(number, new))
             watched.responses += len(new)
@@ -251,16 +259,6 @@ class Ledger:
         )
 
     # --- for users --------------------------------------------------------------------------------------------------
-
-    def provenance(self, ranks: Mapping) -> None:
-        """Records whose device stands behind which rank, as `ev.distributed.provenance()` says it.
-
-        ranks: a mapping of text, integers, true, false, None, lists and mappings. TypeError for anything else (floats
-        too), LedgerError when it cannot be written.
-        """
-        if not self._elsewhere:
-            with self._lock:
-                self._add({"type": "provenance", "ranks": {str(rank): entry for rank, entry in ranks.items()}})
 
     def count(self) -> None:
         """Writes the counts of now, signed if there is a key. LedgerError when they cannot be written."""

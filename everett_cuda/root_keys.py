@@ -74,8 +74,8 @@ class RootKeys:
         """What a draw on a receiving rank has to say (`keys.attach`)."""
         if reason == "starved":
             return (
-                "this rank has no source, and the other keys of an interval are stretched from its root key: allow it, raise "
-                "max_stretch, or give ev.distributed.setup fewer interval_steps"
+                "this rank has no source, and the other keys of an interval are stretched from its root key: allow it, or "
+                "raise max_stretch, or give ev.distributed.setup fewer interval_steps"
             )
         if reason == "alarm":
             return HealthAlarm(self._failure)

@@ -56,7 +56,11 @@ void bind_broker(py::module_& m) {
   py::class_<BrokerRing, RingReader, std::shared_ptr<BrokerRing>>(m, "BrokerRing", "A client's end of a broker's ring")
       .def(py::init<size_t>(), py::arg("capacity"))
       .def("attach", &BrokerRing::attach, py::arg("memfd"), py::arg("eventfd"), py::call_guard<py::gil_scoped_release>(),
-           "Takes over both descriptors; unread bytes of the broker before are destroyed");
+           "Takes over both descriptors; unread bytes of the broker before are destroyed")
+      .def_property_readonly("supply", [](const BrokerRing& ring) {  // another process wrote it: it may be any number
+        const Supply s = ring.supply();
+        return s == Supply::ended || s == Supply::alarm ? s : Supply::flowing;
+      });
 
   py::class_<BrokerEvent>(m, "BrokerEvent")
       .def_property_readonly("kind", [](const BrokerEvent& e) { return name_of(e.kind); })

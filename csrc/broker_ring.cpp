@@ -331,6 +331,12 @@ bool BrokerRing::locked() const {
   return s != nullptr && s->pages.locked();
 }
 
+Supply BrokerRing::supply() const {
+  if (mark_.forked()) return Supply::flowing;
+  const std::shared_ptr<Shared> s = shared();
+  return s == nullptr ? Supply::flowing : Supply(s->header().state.load());
+}
+
 RingReader::Counts BrokerRing::counts() const {
   if (mark_.forked()) return {0, 0, 0, 0};
   std::lock_guard<std::mutex> lock(*consumer_);

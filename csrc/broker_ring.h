@@ -122,6 +122,8 @@ class BrokerRing final : public RingReader {
   size_t capacity() const override { return capacity_ - kSharedBlock; }
   bool locked() const override;
   Counts counts() const override;
+  // What the broker says of its sources; `flowing` between two brokers.
+  Supply supply() const;
 
  private:
   struct Shared;

@@ -126,6 +126,7 @@ void BrokerServer::run() {
     wake_throttled(now);
     drop_late_greeters(now);
     share(now);
+    look_at_sources();  // one that has ended may have given its last byte
     timeout = timeout_ms(now);
   }
 }

@@ -309,6 +309,7 @@ void Keyring::set_ring(RingReader* ring) {
 void Keyring::set_group_key(Family family, const u8 key[32]) {
   if (mark_.forked()) return;
   std::lock_guard<std::mutex> lock(mutex_);
+  if (witness_) witness_->group_key(family, key);
   memcpy(secrets().group_keys[int(family)], key, 32);
   group_[int(family)] = GroupKey::set;
 }

@@ -89,6 +89,8 @@ class KeyWitness {
   // A draw that is about to happen; key: that of a fresh or stretched one. Answers `drawn`, or a refusal: then the key
   // is wiped and the draw has not happened.
   virtual Drawn see(const KeyRequest& request, Drawn drawn, u64 ticket, const u8 key[32]) = 0;
+  // A family's group key was brought from outside. If that cannot be recorded, or differs, every draw is refused.
+  virtual void group_key(Family family, const u8 key[32]) = 0;
   // A step ended; both counts are up to and including now.
   virtual void boundary(u64 boundaries, u64 draws) = 0;
 };

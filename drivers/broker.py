@@ -80,7 +80,6 @@ class BrokerDriver(Driver):
             connection.close()
             raise error if isinstance(error, SourceError) else SourceError(f"broker: {self.path}: {error}") from error
         self._connection = connection
-        self.supply = connection.supply
         self.serves = serves = connection.serves
         self.kind = serves.kind
         self.name = f"{serves.name}, by the broker at {self.path}"
@@ -103,7 +102,6 @@ class BrokerDriver(Driver):
         try:
             message = connection.receive(_LOOK_S)
             if message is not None and message.type == wire.STATE:
-                self.supply = message.numbers[0]
                 self.how = wire.How.unpack(message.rest)
                 self.outage = self.how.why
         except (SourceError, wire.Malformed) as error:

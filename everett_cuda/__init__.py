@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "attention": ("scaled_dot_product_attention",),
     "categories": ("multinomial",),
+    "distributions": ("beta", "cauchy", "dirichlet", "gamma", "geometric", "log_normal", "normal", "uniform"),
     "errors": (
         "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "JournalError", "LedgerError",
         "NoDistribution", "RNGDesync", "ReplayMismatch", "ReplayMiss", "SourceError", "SourceExhausted",
@@ -22,6 +23,7 @@ _PUBLIC = {
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "generator": ("Generator",),
+    "in_place": ("fill_",),
     "integers": ("randint", "randint_like", "randperm"),
     "interception": ("install", "intercept", "uninstall"),
     "journal_file": ("read_journal",),
@@ -49,6 +51,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from . import distributed, nn
     from .attention import scaled_dot_product_attention
     from .categories import multinomial
+    from .distributions import beta, cauchy, dirichlet, gamma, geometric, log_normal, normal, uniform
     from .errors import (
         BadParameter,
         DeviceNotFound,
@@ -70,6 +73,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     )
     from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
     from .generator import Generator
+    from .in_place import fill_
     from .integers import randint, randint_like, randperm
     from .interception import install, intercept, uninstall
     from .journal_file import read_journal

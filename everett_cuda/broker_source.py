@@ -6,6 +6,7 @@ here as the broker's word; only what was drawn is counted here.
 
 import atexit
 import threading
+import time
 
 from . import _C
 from .drivers import Driver
@@ -13,6 +14,8 @@ from .drivers import broker_wire as wire
 from .errors import EverettError, ForkedError, HealthAlarm, SourceError, SourceExhausted, Starved
 from .source import Source
 from .source_status import AlarmReport, SourceStatus, label
+
+WORDS_S = 0.5
 
 
 class BrokerSource(Source):
@@ -40,6 +43,9 @@ class BrokerSource(Source):
         if answer == _C.Take.closed:
             return SourceError(f"{self.uri} is closed; open it again")
         if answer == _C.Take.alarm:
+            deadline = time.monotonic() + WORDS_S  # what it was follows the alarm itself
+            while not self._alarms() and time.monotonic() < deadline:
+                time.sleep(0.005)
             alarm = next(reversed(self._alarms()), "health alarm")
             return HealthAlarm(
                 f"{alarm} on {self.driver.how.last_source or self.driver.serial or self.driver.name}, says the broker at "
@@ -92,7 +98,7 @@ class BrokerSource(Source):
             return "failed"
         if not self.driver.connected:
             return "reconnecting"
-        return "exhausted" if self.driver.supply == wire.ENDED and self.ring.unread < wire.BLOCK else "flowing"
+        return "exhausted" if self.ring.supply == _C.Supply.ended and self.ring.unread < wire.BLOCK else "flowing"
 
     def _status(self) -> SourceStatus:
         driver, ring, how = self.driver, self.ring, self.driver.how

@@ -51,7 +51,7 @@ class Journal:
         self._draws_before = before["draws"]
         self._is_open = True
         keys.watch(self._writer, f"the journal {path} is being written, and its header names its source", self._error)
-        self._source.on_take = self._take
+        self._source.witness = self
 
     def _header(self, before: dict, continues: dict | None) -> tuple[bytes, bytes | None, bytes]:
         salt = secrets.token_bytes(32)
@@ -75,8 +75,21 @@ class Journal:
         head = journal_file.Record(0, type_, device=device, ticket=ticket, number=number).head
         return self._writer.append(head, data)
 
-    def _take(self, words: memoryview, device: int, store: int) -> None:
+    # --- direct words: a DirectWitness (source.py) ---------------------------------------------------------------------
+
+    def record_words(self, words: memoryview, device: int, store: int) -> None:
         if not self._writer.words(words, device, store):
+            raise self._error("unrecorded")
+
+    def record_use(self, granules: int, device: int, store: int) -> None:
+        self._record_store(journal_file.USE, granules, device, store)
+
+    def record_drop(self, device: int, store: int) -> None:
+        self._record_store(journal_file.DROP, 0, device, store)
+
+    def _record_store(self, type_: int, count: int, device: int, store: int) -> None:
+        number = count.to_bytes(16, "little")
+        if not self._writer.append(journal_file.Record(0, type_, store=store, device=device, number=number).head, b""):
             raise self._error("unrecorded")
 
     def _error(self, reason: str) -> Exception:
@@ -127,7 +140,7 @@ class Journal:
                 return
             self._is_open = False
             keys.unwatch()
-            self._source.on_take = None
+            self._source.witness = None
             if _current is self:
                 _current = None
             if not self._writer.close(json.dumps(why)):

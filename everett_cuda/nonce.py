@@ -33,6 +33,7 @@ keep_graph = _private("_C._autograd._get_current_graph_task_keep_graph")
 sequence_nr = _private("autograd._get_sequence_nr")
 dispatch_modes = _private("_C._len_torch_dispatch_stack")
 functorch_level = _private("_C._functorch.peek_interpreter_stack")
+functorch_depth = _private("_C._functorch.get_dynamic_layer_stack_depth")  # dynamo knows this one's value, not the other's
 is_legacy_batchedtensor = _private("_C._functorch.is_legacy_batchedtensor")
 forward_grad_enabled = _private("_C._is_fwd_grad_enabled")
 is_tracing = _private("_C._is_tracing")

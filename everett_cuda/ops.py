@@ -17,7 +17,7 @@ from . import kernels, registered
 from .kernels import TYPES, Mask
 from .nonce import (
     can_go_direct,
-    functorch_level,
+    functorch_depth,
     graph_task_id,
     is_compiling,
     is_dynamo_compiling,
@@ -207,8 +207,8 @@ def _masked(x, record, mask, residual=None):
         if type(record) in _PLAIN_RECORDS and _is_eager(x) and (residual is None or _is_eager(residual)):
             return _eager(x, record, mask, residual)
     if is_compiling():
-        return (_by_name if functorch_level() is None else _masked_by_torch)(x, record, mask, residual)
-    if functorch_level() is None and forward_ad._current_level < 0:
+        return (_by_name if functorch_depth() == 0 else _masked_by_torch)(x, record, mask, residual)
+    if functorch_depth() == 0 and forward_ad._current_level < 0:
         return _by_name(x, record, mask, residual)
     return _Masked.apply(x, record, mask, residual)
 

@@ -19,11 +19,14 @@ from .errors import EverettError, ForkedError, JournalError, ReplayMismatch
 from .journal_file import (
     CLOSE,
     DRAW,
+    DROP,
+    GROUP,
     KEY,
     LOAD,
     REPLAY_REPORT_VARIABLE,
     STATE,
     STEP,
+    USE,
     WORDS,
     JournalReader,
     Record,
@@ -66,6 +69,7 @@ class ReplayedSource:
     def __init__(self, path: str | os.PathLike, key: bytes | None = None, allow_versions: bool = False):
         self.ring = _C.Ring(1 << 14)
         self.driver = None
+        self.witness = None
         self._key = key
         self._allow_versions = allow_versions
         self._lock = threading.RLock()
@@ -192,13 +196,13 @@ class ReplayedSource:
                 record = self._next
                 if record is None or record.type in (CLOSE, LOAD, STATE):
                     return self.script.end(self._reader.records if record is None else record.index)
-                if record.type == WORDS:
+                if record.type in (WORDS, USE, DROP):
                     self._words[record.device, record.store].append((self._steps_given, record))
                 else:
                     if record.type == STEP:
                         self._steps_given += 1
                         self._steps.append(record)
-                    self.script.add(record.index, record.head + (record.data if record.type == KEY else b""))
+                    self.script.add(record.index, record.head + (record.data if record.type in (KEY, GROUP) else b""))
                 self._advance()
 
     def _error(self, reason: str) -> Exception:
@@ -207,9 +211,7 @@ class ReplayedSource:
         if asked_step:
             asked_text = "the end of a step"
         else:
-            record = Record.from_body(0, asked)
-            what = journal_file.DRAWN[record.drawn] if drawn_known else "a draw"
-            asked_text = _without_ticket(record, what)
+            asked_text = _asked(Record.from_body(0, _whole(asked)), drawn_known)
         return self._mismatch(index, None if expected is None else Record.from_body(index, _whole(expected)), asked_text)
 
     def _mismatch(self, index: int, expected: Record | None, asked: str) -> ReplayMismatch:
@@ -266,20 +268,65 @@ class ReplayedSource:
                 done += len(record.data)
             self.handed_out += len(out)
 
-    def _next_words(self, place: tuple[int, int], asked: str) -> Record:
+    def _at_hand(self, place: tuple[int, int]) -> Record | None:
+        """The next record of this place in the present step, left where it is."""
         queue, step = self._words[place], self.script.step
         while not queue and self._steps_given <= step and self._hands_out():
             self._more()
-        if queue and queue[0][0] == step:
+        return queue[0][1] if queue and queue[0][0] == step else None
+
+    def _next_words(self, place: tuple[int, int], asked: str, type_: int = WORDS) -> Record:
+        record, step = self._at_hand(place), self.script.step
+        if record is not None and record.type == type_:
             self._words_seen += 1
-            return queue.popleft()[1]
+            return self._words[place].popleft()[1]
+        if record is not None:
+            raise self._mismatch(record.index, record, asked)
         if self._steps_given > step:
             ends = self._steps[step - self._steps_given]  # of the present step: the words that come are of a later one
             raise self._mismatch(ends.index, ends, asked)
         raise self._mismatch(self._reader.records if self._next is None else self._next.index, None, asked)
 
     def _hands_out(self) -> bool:
-        return self._next is not None and self._next.type in (KEY, DRAW, STEP, WORDS)
+        return self._next is not None and self._next.type in (KEY, DRAW, STEP, WORDS, USE, DROP, GROUP)
+
+    def take_slab(self, memory: memoryview, n: int, timeout_s: float | None, place: tuple[int, int]) -> int:
+        """As `Source.take_slab`, but as many bytes as were recorded: stores of words are filled ahead of need, as time
+        allows, and their odd ends depend on it."""
+        with self._lock:
+            self._refuse_unless_begun()
+            asked = f"up to {len(memory)} bytes of direct words for {_place(place)}"
+            record = self._next_words(place, asked)
+            if len(record.data) > len(memory):
+                raise self._mismatch(record.index, record, asked)
+            memory[: len(record.data)] = record.data
+            self.handed_out += len(record.data)
+            return len(record.data)
+
+    def take_ahead(self, memory: memoryview, place: tuple[int, int]) -> bool:
+        """As `Source.take_ahead`: never; what was taken ahead comes by `take_slab`."""
+        return False
+
+    def use_words(self, granules: int, place: tuple[int, int]) -> None:
+        """As `Source.use_words`: compares the op with its record."""
+        with self._lock:
+            self._refuse_unless_begun()
+            asked = f"{granules} granules of direct words for an op on {_place(place)}"
+            record = self._next_words(place, asked, USE)
+            if record.count != granules:
+                raise self._mismatch(record.index, record, asked)
+
+    def must_drop_words(self, place: tuple[int, int]) -> bool:
+        """As `Source.must_drop_words`: an alarm destroyed them in the recorded run."""
+        with self._lock:
+            self._refuse_unless_begun()
+            record = self._at_hand(place)
+            return record is not None and record.type == DROP
+
+    def drop_words(self, place: tuple[int, int]) -> None:
+        """As `Source.drop_words`."""
+        if self.must_drop_words(place):
+            self._next_words(place, "", DROP)
 
     def take(self, n: int, timeout_s: float | None = None) -> bytes:
         """As `Source.take`."""
@@ -403,11 +450,17 @@ class ReplayedSource:
 
 def _whole(head: bytes) -> bytes:
     """A head that stands for its record in an error: the data of a key, which is not shown, as zeros."""
-    return head + bytes(32 if head[0] == KEY else 0)
+    return head + bytes(32 if head[0] in (KEY, GROUP) else 0)
 
 
-def _without_ticket(record: Record, what: str) -> str:
-    return f"{what}" + str(record).split(":", 1)[1].replace(f" {journal_file.DRAWN[record.drawn]}", "", 1)
+def _asked(record: Record, drawn_known: bool) -> str:
+    """A draw in the words of its record, though it got no ticket, and perhaps not far enough to know how it gets its key."""
+    if record.type == journal_file.GROUP:
+        return "another key for it"
+    text = str(record).split(": ", 1)[1]
+    if drawn_known:
+        return text
+    return text.replace("a fresh key", "a key", 1) if record.family > 1 else "a draw" + text.removeprefix("fresh")
 
 
 def _place(place: tuple[int, int]) -> str:

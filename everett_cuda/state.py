@@ -89,6 +89,6 @@ def _check(state: dict) -> None:
         raise EverettError(f"the state is that of rank {state['rank']}, and this is rank {rank}: each rank loads its own")
     if state["stream_law"] != LAW_VERSION:
         raise EverettError(
-            f"the state was saved under stream law {state['stream_law']}, and this everett_cuda has law {LAW_VERSION}: equal "
-            "keys would not give equal bits"
+            f"the state was saved under stream law {state['stream_law']}, and this everett_cuda has law {LAW_VERSION}: "
+            "equal keys would not give equal bits"
         )

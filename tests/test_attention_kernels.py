@@ -18,8 +18,8 @@ from everett_cuda.reference import attention, keepdrop, stream
 LAW = json.loads(make_attention_v1.PATH.read_text())
 # (heads, queries, keys), global index of the first: a weight, parts of tiles, several chunks of keys, far away.
 PLACES = [
-    ((1, 1, 1), (0, 0, 0)), ((2, 5, 7), (0, 0, 0)), ((3, 33, 300), (7, 5, 70)),
-    ((1, 16, 64), (2**32 - 1, 2**35 + 16, 2**20 + 3)), ((2, 40, 517), (1, 15, 63)), ((1, 2, 1030), (0, 31, 255)), ((5, 1, 3), (9, 8, 2**31 - 16)),
+    ((1, 1, 1), (0, 0, 0)), ((2, 5, 7), (0, 0, 0)), ((3, 33, 300), (7, 5, 70)), ((2, 40, 517), (1, 15, 63)),
+    ((1, 16, 64), (2**32 - 1, 2**35 + 16, 2**20 + 3)), ((1, 2, 1030), (0, 31, 255)), ((5, 1, 3), (9, 8, 2**31 - 16)),
 ]  # fmt: skip
 
 

@@ -372,7 +372,7 @@ def test_a_forked_child_writes_nothing_into_its_parents_journal(source, tmp_path
             for attempt in (
                 keys.draw_record,
                 lambda: source.direct_words(1),
-                lambda: journal._take(memoryview(b"1"), -1, 0),
+                lambda: journal.record_words(memoryview(b"1"), -1, 0),
             ):
                 try:
                     said.append(str(attempt()))

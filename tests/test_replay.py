@@ -8,6 +8,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import everett, everett_process
@@ -304,6 +305,54 @@ def test_a_forked_child_has_no_part_in_a_replay(tmp_path):
         for attempt in (keys.draw_record, lambda: ev.current_source().direct_words(1), lambda: ev.journal(path)):
             assert in_forked_child(attempt).startswith("ForkedError")
         train(path)
+
+
+def test_group_keys_are_recorded_and_compared(tmp_path):
+    path = tmp_path / "run.evj"
+
+    def program(first, second):
+        ev.open("sim:seed=7")
+        made = []
+        with ev.journal(path):
+            for key in (first, second):
+                memory = np.frombuffer(bytearray(key), np.uint8)
+                keys.set_group_key(True, memory.ctypes.data)
+                made += [keys.draw_record(world=True), keys.draw_record()]
+                ev.step()
+        ev.close()
+        return made
+
+    a, b, c = (bytes([i]) * 32 for i in (1, 2, 3))
+    first = program(a, b)
+    groups = [r for r in ev.read_journal(path) if r.type == journal_file.GROUP]
+    assert [(r.data, journal_file.FAMILIES[r.family]) for r in groups] == [(a, "world"), (b, "world")]
+    with ev.replay(path):
+        assert program(a, b) == first
+    with (
+        pytest.raises(ReplayMismatch, match=f"record {groups[1].index} of .*the program asked for another key"),
+        ev.replay(path),
+    ):
+        program(a, c)
+    with (
+        pytest.raises(ReplayMismatch, match=f"record {groups[0].index} of .*the program asked for another key"),
+        ev.replay(path),
+    ):
+        program(c, b)
+
+
+def test_a_graphs_key_left_out_is_named(tmp_path):
+    path, memory = tmp_path / "run.evj", np.zeros(32, np.uint8)
+    ev.open("sim:seed=7")
+    with ev.journal(path):
+        keys.draw_graph_key(memory.ctypes.data)
+        ev.step()
+    with pytest.raises(ReplayMismatch, match="record 1 of .*a fresh key for captured graphs; .*the end of a step"):
+        with ev.replay(path):
+            ev.step()
+    with pytest.raises(ReplayMismatch, match="record 2 of .*end of step .*asked for a key for captured graphs"):
+        with ev.replay(path):
+            for _ in range(2):
+                keys.draw_graph_key(memory.ctypes.data)
 
 
 # --- elsewhere ----------------------------------------------------------------------------------------------------

@@ -224,6 +224,7 @@ class Broker:
         """Ends all connections, destroys what was not handed out, gives the devices and the socket back. Twice is fine."""
         if self._server is not None:
             self._server.stop()
+            self._server = None
         for source in self.sources:
             source.close()
         if self._listener is not None:

@@ -41,6 +41,7 @@ class BrokerConfig:
     which has mode 0660; "" keeps the group of the process. quota, user_quota: bytes a second for a client and for a user, 0:
     no limit. allow_users, allow_groups: names; with none of them everybody who may open the socket is served.
     ring_bytes: what a client may have in stock, a power of two; 0: 64 KiB, or 4 KiB when a source is metered.
+    metrics: where Prometheus finds figures, a socket's path or a port of this machine; "": nowhere. log: "text" or "json".
     """
 
     sources: tuple[str, ...] = ()
@@ -55,6 +56,8 @@ class BrokerConfig:
     allow_users: tuple[str, ...] = ()
     allow_groups: tuple[str, ...] = ()
     ring_bytes: int = 0
+    metrics: str = ""
+    log: str = "text"
 
     def __post_init__(self):
         if not self.sources:
@@ -72,6 +75,12 @@ class BrokerConfig:
         r = self.ring_bytes
         if r and (not 4096 <= r <= 1 << 24 or r & (r - 1)):
             raise BadParameter(f"ring_bytes: a power of two from 4096 to 16 MiB, not {r}")
+        if self.metrics:
+            from .metrics import parse_address
+
+            parse_address(self.metrics)
+        if self.log not in ("text", "json"):
+            raise BadParameter(f"log = {self.log}: text or json")
         self.users()
         self.groups()
 
@@ -120,6 +129,8 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "allow_users": _names,
     "allow_groups": _names,
     "ring_bytes": parse_size,
+    "metrics": str,
+    "log": str,
 }
 assert set(_PARSERS) == {f.name for f in fields(BrokerConfig)}
 

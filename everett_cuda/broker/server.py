@@ -146,7 +146,7 @@ class Broker:
         Sources, socket and the size of rings stay: SourceError when the new configuration names others. done: hears of
         each source that was opened again, or could not be; on another thread.
         """
-        fixed = ("sources", "socket", "group", "mix_kinds", "ring_bytes")
+        fixed = ("sources", "socket", "group", "mix_kinds", "ring_bytes", "metrics", "log")
         changed = [name for name in fixed if getattr(config, name) != getattr(self.config, name)]
         if changed:
             raise SourceError(f"{', '.join(changed)} cannot change while the broker runs; start it anew")
@@ -214,6 +214,11 @@ class Broker:
             events_lost=server.events_lost,
             turns=server.turns,
         )
+
+    def tick(self) -> int:
+        """Makes the service thread turn; returns its turns so far, by which a watchdog sees that it lives."""
+        self._server.tick()
+        return self._server.turns
 
     def close(self) -> None:
         """Ends all connections, destroys what was not handed out, gives the devices and the socket back. Twice is fine."""

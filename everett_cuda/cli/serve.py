@@ -4,6 +4,8 @@ It says on stdout, a line each, what it serves, who comes and goes, and what hap
 nothing to it: what it serves is named on its command line or in its configuration.
 """
 
+import contextlib
+import json
 import signal
 import sys
 from datetime import datetime, timezone
@@ -17,6 +19,7 @@ from .output import WrongUsage, printable, rate_text
 
 if TYPE_CHECKING:
     from ..broker import Broker, BrokerConfig
+    from ..broker.notify import Notifier
 
 TURN_S = 0.5
 
@@ -32,6 +35,10 @@ def serve(
     quota: Annotated[str | None, typer.Option(help="Most that a client gets, such as 1MB/s.")] = None,
     user_quota: Annotated[str | None, typer.Option(help="Most that all clients of a user get together.")] = None,
     group: Annotated[str | None, typer.Option(help="Group that may use the socket. [default: everett]")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Serve Prometheus metrics at a socket's path or a port of this machine.")
+    ] = None,
+    log: Annotated[str | None, typer.Option(help="text (default) or json: one object a line.")] = None,
     check_config: Annotated[bool, typer.Option("--check-config", help="Say what would be served, and leave.")] = False,
 ) -> None:
     """Serve conditioned bits of one or several devices to the processes of this machine, until SIGTERM or Ctrl-C.
@@ -42,6 +49,7 @@ def serve(
     given = {
         "sources": tuple(uris) if uris else None, "socket": socket, "group": group, "failover": failover or None,
         "mix_kinds": mix_kinds or None, "quota": quota, "user_quota": user_quota,
+        "metrics": metrics, "log": log,
     }  # fmt: skip
     settings = configure(config, given)
     if check_config:
@@ -82,7 +90,11 @@ def run(settings: "BrokerConfig", configure_again) -> None:
     """Serves until a signal ends it. configure_again: what the configuration is when it is to be read again."""
     from ..broker import Broker
     from ..broker.hardening import harden, notes_on_limits
+    from ..broker.metrics import MetricsServer, parse_address
+    from ..broker.notify import Notifier
 
+    say = Log(settings.log == "json")
+    manager = Notifier()
     asked = set()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda signum, _: asked.add(signum))
@@ -95,15 +107,23 @@ def run(settings: "BrokerConfig", configure_again) -> None:
         ring_bytes = settings.rules(broker.metered)["ring_bytes"]
         for note in [*notes, *broker.notes, *notes_on_limits(settings.max_clients, ring_bytes)]:
             say(f"note: {note}")
-        say(f"serving {stats.label} bits at {stats.socket}")
-        serve_until(broker, asked, configure_again)
+        with contextlib.ExitStack() as stack:
+            if settings.metrics:
+                figures = MetricsServer(parse_address(settings.metrics), broker.stats)
+                stack.callback(figures.close)
+                say(f"metrics at {figures.address}")
+            say(f"serving {stats.label} bits at {stats.socket}")
+            manager.tell(READY=1, STATUS=f"serving {stats.label} bits")
+            serve_until(broker, asked, configure_again, say, manager)
+            manager.tell(STOPPING=1)
     say("stopped; every buffer was zeroed")
 
 
-def serve_until(broker: "Broker", asked: set[int], configure_again) -> None:
+def serve_until(broker: "Broker", asked: set[int], configure_again, say: "Log", manager: "Notifier") -> None:
     """Turns until a signal that ends the broker is in `asked`; SIGHUP there has it reload."""
     names = [s.uri for s in broker.sources]
     health = [""] * len(names)
+    turns = -1
     while not asked & {signal.SIGTERM, signal.SIGINT}:
         if signal.SIGHUP in asked:
             asked.discard(signal.SIGHUP)
@@ -113,11 +133,15 @@ def serve_until(broker: "Broker", asked: set[int], configure_again) -> None:
             except (EverettError, OSError) as error:
                 say(f"error: the configuration stays as it was: {error}")
         for event in broker.turn(TURN_S):
-            say(in_words(event, names))
+            say(in_words(event, names), **fields_of(event))
+        if (now := broker.tick()) != turns:  # else the service thread hangs, and the watchdog should see it
+            turns = now
+            manager.lives()
         for i, status in enumerate(broker.stats().sources):
             line = f"source {status.uri}: {status.state}, {status.failure or status.health}"
             if health[i] and line != health[i]:
-                say(line)
+                say(line, source=status.uri, state=status.state)
+                manager.tell(STATUS=line)
             health[i] = line
 
 
@@ -136,8 +160,25 @@ def in_words(event, sources: list[str]) -> str:
     return f"source {sources[int(event.text)]} {what}"
 
 
-def say(text: str) -> None:
-    """A line of the log: UTC, and what a name in it may not steer."""
-    stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    sys.stdout.write(f"{stamp} {printable(text)}\n")
-    sys.stdout.flush()
+def fields_of(event) -> dict[str, object]:
+    """What a structured log says of an event of the server besides its words."""
+    fields = {"event": event.kind}
+    if event.kind in ("connected", "disconnected", "refused"):
+        fields |= {"client": event.client, "pid": event.pid, "uid": event.uid, "gid": event.gid}
+    return fields | ({"bytes": event.bytes} if event.kind in ("disconnected", "destroyed") else {})
+
+
+class Log:
+    """The log on stdout, a line for each thing that happened: UTC and words, or a JSON object with fields as well."""
+
+    def __init__(self, as_json: bool):
+        self._as_json = as_json
+
+    def __call__(self, text: str, **fields: object) -> None:
+        stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        if self._as_json:
+            line = json.dumps({"time_utc": stamp, "text": text, **fields})
+        else:
+            line = f"{stamp} {printable(text)}"
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()

@@ -84,6 +84,7 @@ def source(number: int, source: Source, status: SourceStatus) -> dict:
         "conditioner": status.conditioner,
         "raw_bytes_per_block": status.raw_bytes_per_block,
         "loop": status.loop,
+        "by_broker": status.by_broker,
         "health": _tests(source, status),
         "locked": status.ring_locked,
     }
@@ -93,6 +94,8 @@ def _tests(source: Source, status: SourceStatus) -> dict:
     """Which tests watch the raw bytes, and their cutoffs."""
     if status.kind == "replayed":
         return {"tests": "none: keys of a journal are given again"}
+    if status.by_broker:
+        return {"tests": "by the broker, whose ledger names their cutoffs"}
     c = health.cutoffs(status.min_entropy)
     return {
         "alpha": f"2^-{health.ALPHA_BITS}",

@@ -20,7 +20,7 @@ FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "source": {
         "source": int, "uri": str, "name": str, "serial": str, "kind": str, "label": str, "min_entropy": str,
         "min_entropy_origin": str, "device_conditions": bool, "device": dict, "conditioner": str,
-        "raw_bytes_per_block": int, "loop": bool, "health": dict, "locked": bool,
+        "raw_bytes_per_block": int, "loop": bool, "by_broker": bool, "health": dict, "locked": bool,
     },
     "refused": {"uri": str, "error": str, "said": str},
     "state": {"source": int, "state": str, "failure": str},

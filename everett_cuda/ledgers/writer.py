@@ -11,13 +11,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ..drivers.spend import now_utc
 from ..errors import LedgerError
 from ..source import Source
+from ..source_status import AlarmReport
 from . import records
 from .chain import Chain
 from .signature import Signer, load_signer
@@ -47,7 +48,7 @@ class _Watched:
     number: int
     source: Source
     state: str
-    alarms: int = 0
+    alarms: set[AlarmReport] = field(default_factory=set)
     responses: int = 0
     attested: str = ""
 
@@ -169,9 +170,10 @@ class Ledger:
         if attestation is not None and attestation["signature"] != watched.attested:
             self._add(attestation)
             watched.attested = attestation["signature"]
-        for report in status.alarms[watched.alarms :]:
-            self._add(records.alarm(number, report))
-            watched.alarms += 1
+        for report in status.alarms:  # of a broker's source, the last alarm only
+            if report not in watched.alarms:
+                self._add(records.alarm(number, report))
+                watched.alarms.add(report)
         if status.state != watched.state:
             self._add(records.state(number, status))
             watched.state = status.state

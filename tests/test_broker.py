@@ -292,9 +292,8 @@ def test_a_broker_of_another_kind_is_no_substitute(folder, tmp_path):
 def test_keys_and_direct_words_come_from_a_broker_and_a_forked_child_is_another_client(folder):
     import torch
 
-    path = folder / "s"
-    with BrokerProcess(path, "sim:seed=7") as broker:
-        ev.open(f"broker:{path}")
+    with Running(folder / "s", "sim:seed=7") as running:
+        ev.open(running.uri)
         try:
             x = torch.ones(64)
             ev.dropout(x, 0.5)
@@ -314,8 +313,7 @@ def test_keys_and_direct_words_come_from_a_broker_and_a_forked_child_is_another_
                 return ev.status().draws["fresh"]
 
             assert in_forked_child(in_child) == "1"
-            broker.wait_for("connected: shared memory", times=2)
-            broker.wait_for("is gone after")
+            wait_until(lambda: running.kinds() == ["connected", "connected", "disconnected"])
             ev.dropout(x, 0.5)
             assert ev.status().draws["fresh"] == 2
         finally:
@@ -325,23 +323,22 @@ def test_keys_and_direct_words_come_from_a_broker_and_a_forked_child_is_another_
 def test_stretching_bridges_a_restart_and_says_why_when_it_is_over(folder):
     import torch
 
-    path = folder / "s"
-    with BrokerProcess(path, "sim:seed=7") as broker:
-        ev.open(f"broker:{path}")
-        try:
+    try:
+        with Running(folder / "s", "sim:seed=7") as running:
+            ev.open(running.uri)
             ev.configure(max_stretch=3, timeout_s=0.3)
-            broker.kill()
-            wait_until(lambda: ev.status().source.state == "reconnecting")
-            with pytest.raises(Starved, match="no fresh key arrived.*Now: the broker is gone"):
-                for _ in range(3000):
-                    ev.dropout(torch.ones(4), 0.5)
-            assert ev.status().draws["stretched"] == 3
-            broker.start()
-            wait_until(lambda: ev.status().source.state == "flowing")
             ev.dropout(torch.ones(4), 0.5)
-        finally:
-            ev.configure(max_stretch=2**16, timeout_s=60.0)
-            ev.close()
+        with pytest.raises(Starved, match="no fresh key arrived.*Now: the broker is gone"):
+            for _ in range(3000):
+                ev.dropout(torch.ones(4), 0.5)
+        assert ev.status().draws["stretched"] == 3 and ev.status().source.state == "reconnecting"
+        with Running(folder / "s", "sim:seed=8") as running:
+            wait_until(lambda: ev.status().source.state == "flowing")
+            ev.configure(timeout_s=10.0)
+            ev.dropout(torch.ones(4), 0.5)
+    finally:
+        ev.configure(max_stretch=2**16, timeout_s=60.0)
+        ev.close()
 
 
 def test_a_dead_clients_bytes_go_to_the_grave(folder, tmp_path):
@@ -457,9 +454,10 @@ def test_waiting_for_bits_wakes_when_they_come(folder):
 def test_sigterm_is_a_clean_end(folder):
     with BrokerProcess(folder / "s", "sim:seed=7") as broker:
         source = Source.open(f"broker:{folder / 's'}")
-        wait_until(lambda: source.ring.unread == 65536)
+        wait_until(lambda: source.ring.unread >= 49152)
+        unread = source.ring.unread
         broker.process.send_signal(signal.SIGTERM)
         broker.wait_for("stopped; every buffer was zeroed")
         assert broker.process.wait(10) == 0
-        assert source.ring.unread == 0 and source.ring.bytes_destroyed == 65536
+        assert source.ring.unread == 0 and source.ring.bytes_destroyed >= unread
         source.close()

@@ -461,3 +461,38 @@ def test_sigterm_is_a_clean_end(folder):
         assert broker.process.wait(10) == 0
         assert source.ring.unread == 0 and source.ring.bytes_destroyed >= unread
         source.close()
+
+
+def test_the_commands_know_a_broker(folder, tmp_path):
+    import json
+
+    from commands import everett
+
+    with Running(folder / "s", "sim:seed=7") as running:
+        report = json.loads(everett("doctor", running.uri, "--json").stdout)
+        assert report["verdict"] == "usable, NOT QUANTUM (simulated)" and report["min_entropy"]["estimated"] is None
+        assert [f["check"] for f in report["findings"]] == ["path", "broker", "source", "opens", "kind", "health tests"]
+        seen = json.loads(everett("monitor", running.uri, "--once", "--json", "--seconds", 0.2).stdout)
+        assert (seen["state"], seen["label"], seen["histogram"]["bytes"]) == ("flowing", "NOT QUANTUM (simulated)", 0)
+        assert seen["conditioned_bytes_destroyed"] > 0
+        refused = everett("capture", running.uri, tmp_path / "r.bin", "--bytes", 100)
+        assert refused.exit_code == 1 and "conditioned bits only" in refused.stderr
+    result = everett("doctor", running.uri, "--json")
+    assert result.exit_code == 3 and "nothing is at" in result.stdout
+
+
+def test_configuration_from_a_file_and_the_command_line(tmp_path):
+    from commands import everett
+
+    file = tmp_path / "broker.ini"
+    file.write_text("[broker]\nsources = sim:seed=1 sim:seed=2\nfailover = yes\nquota = 1MB/s\nallow_users = root 7\n")
+    shown = everett("serve", "--check-config", "--config", file, "--user-quota", "2MB/s").stdout
+    assert "sim:seed=1, sim:seed=2 (the first that gives bits)" in shown and "8 Mbit/s a client, 16 Mbit/s a user" in shown
+    assert "root, 7; at most" in shown
+    for text, says in (("[broker]\nsources = sim:\nquotas = 1\n", "unknown setting 'quotas'"), ("[a]\nb = 1\n", "one section"),
+                       ("[broker]\nsources = sim:\nfailover = maybe\n", "it must be yes or no"), ("x", "contains no section")):  # fmt: skip
+        file.write_text(text)
+        refused = everett("serve", "--check-config", "--config", file)
+        assert refused.exit_code == 2 and says in refused.stderr, refused.stderr
+    assert everett("serve", "--check-config").exit_code == 2
+    assert everett("serve", "--check-config", "--config", tmp_path / "none").exit_code == 1

@@ -57,6 +57,7 @@ void bind_broker(py::module_& m) {
       .def(py::init<size_t>(), py::arg("capacity"))
       .def("attach", &BrokerRing::attach, py::arg("memfd"), py::arg("eventfd"), py::call_guard<py::gil_scoped_release>(),
            "Takes over both descriptors; unread bytes of the broker before are destroyed")
+      .def("detach", &BrokerRing::detach, py::call_guard<py::gil_scoped_release>(), "Gives the memory back")
       .def_property_readonly("supply", [](const BrokerRing& ring) {  // another process wrote it: it may be any number
         const Supply s = ring.supply();
         return s == Supply::ended || s == Supply::alarm ? s : Supply::flowing;

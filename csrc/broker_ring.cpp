@@ -166,7 +166,13 @@ BrokerRing::~BrokerRing() {
     (void)consumer_.release();
     return;
   }
-  destroy_unread();
+  detach();
+}
+
+void BrokerRing::detach() {
+  if (mark_.forked()) return;
+  std::lock_guard<std::mutex> lock(*consumer_);
+  leave();
 }
 
 void BrokerRing::attach(int memfd, int eventfd) {

@@ -111,6 +111,8 @@ class BrokerRing final : public RingReader {
   // Takes over both descriptors. Unread bytes of the broker before are destroyed. Throws std::runtime_error, or
   // std::invalid_argument for memory that is not sealed or not of the right size.
   void attach(int memfd, int eventfd);
+  // Gives the memory back; what is unread in it is destroyed.
+  void detach();
 
   Take try_take(uint8_t* out, size_t n) override;
   Take take(uint8_t* out, size_t n, double timeout_s) override;

@@ -147,12 +147,12 @@ class BrokerDriver(Driver):
             return self.leave_to_parent()
         self._closed.set()
         self.ring.end(_C.Take.closed)
-        self.ring.destroy_unread()
         _open.discard(self)
         if threading.current_thread() is not self._thread:
             self._thread.join(2 * _LOOK_S)
         if self._connection is not None:
             self._connection.close()
+        self.ring.detach()
 
     def leave_to_parent(self) -> None:
         """In a forked child: gives up the copy of the connection, so that the parent's death is seen."""

@@ -292,9 +292,8 @@ def test_a_broker_of_another_kind_is_no_substitute(folder, tmp_path):
 def test_keys_and_direct_words_come_from_a_broker_and_a_forked_child_is_another_client(folder):
     import torch
 
-    path = folder / "s"
-    with BrokerProcess(path, "sim:seed=7") as broker:
-        ev.open(f"broker:{path}")
+    with Running(folder / "s", "sim:seed=7") as running:
+        ev.open(running.uri)
         try:
             x = torch.ones(64)
             ev.dropout(x, 0.5)
@@ -314,8 +313,7 @@ def test_keys_and_direct_words_come_from_a_broker_and_a_forked_child_is_another_
                 return ev.status().draws["fresh"]
 
             assert in_forked_child(in_child) == "1"
-            broker.wait_for("connected: shared memory", times=2)
-            broker.wait_for("is gone after")
+            wait_until(lambda: running.kinds() == ["connected", "connected", "disconnected"])
             ev.dropout(x, 0.5)
             assert ev.status().draws["fresh"] == 2
         finally:
@@ -325,23 +323,22 @@ def test_keys_and_direct_words_come_from_a_broker_and_a_forked_child_is_another_
 def test_stretching_bridges_a_restart_and_says_why_when_it_is_over(folder):
     import torch
 
-    path = folder / "s"
-    with BrokerProcess(path, "sim:seed=7") as broker:
-        ev.open(f"broker:{path}")
-        try:
+    try:
+        with Running(folder / "s", "sim:seed=7") as running:
+            ev.open(running.uri)
             ev.configure(max_stretch=3, timeout_s=0.3)
-            broker.kill()
-            wait_until(lambda: ev.status().source.state == "reconnecting")
-            with pytest.raises(Starved, match="no fresh key arrived.*Now: the broker is gone"):
-                for _ in range(3000):
-                    ev.dropout(torch.ones(4), 0.5)
-            assert ev.status().draws["stretched"] == 3
-            broker.start()
-            wait_until(lambda: ev.status().source.state == "flowing")
             ev.dropout(torch.ones(4), 0.5)
-        finally:
-            ev.configure(max_stretch=2**16, timeout_s=60.0)
-            ev.close()
+        with pytest.raises(Starved, match="no fresh key arrived.*Now: the broker is gone"):
+            for _ in range(3000):
+                ev.dropout(torch.ones(4), 0.5)
+        assert ev.status().draws["stretched"] == 3 and ev.status().source.state == "reconnecting"
+        with Running(folder / "s", "sim:seed=8") as running:
+            wait_until(lambda: ev.status().source.state == "flowing")
+            ev.configure(timeout_s=10.0)
+            ev.dropout(torch.ones(4), 0.5)
+    finally:
+        ev.configure(max_stretch=2**16, timeout_s=60.0)
+        ev.close()
 
 
 def test_a_dead_clients_bytes_go_to_the_grave(folder, tmp_path):
@@ -457,9 +454,45 @@ def test_waiting_for_bits_wakes_when_they_come(folder):
 def test_sigterm_is_a_clean_end(folder):
     with BrokerProcess(folder / "s", "sim:seed=7") as broker:
         source = Source.open(f"broker:{folder / 's'}")
-        wait_until(lambda: source.ring.unread == 65536)
+        wait_until(lambda: source.ring.unread >= 49152)
+        unread = source.ring.unread
         broker.process.send_signal(signal.SIGTERM)
         broker.wait_for("stopped; every buffer was zeroed")
         assert broker.process.wait(10) == 0
-        assert source.ring.unread == 0 and source.ring.bytes_destroyed == 65536
+        assert source.ring.unread == 0 and source.ring.bytes_destroyed >= unread
         source.close()
+
+
+def test_the_commands_know_a_broker(folder, tmp_path):
+    import json
+
+    from commands import everett
+
+    with Running(folder / "s", "sim:seed=7") as running:
+        report = json.loads(everett("doctor", running.uri, "--json").stdout)
+        assert report["verdict"] == "usable, NOT QUANTUM (simulated)" and report["min_entropy"]["estimated"] is None
+        assert [f["check"] for f in report["findings"]] == ["path", "broker", "source", "opens", "kind", "health tests"]
+        seen = json.loads(everett("monitor", running.uri, "--once", "--json", "--seconds", 0.2).stdout)
+        assert (seen["state"], seen["label"], seen["histogram"]["bytes"]) == ("flowing", "NOT QUANTUM (simulated)", 0)
+        assert seen["conditioned_bytes_destroyed"] > 0
+        refused = everett("capture", running.uri, tmp_path / "r.bin", "--bytes", 100)
+        assert refused.exit_code == 1 and "conditioned bits only" in refused.stderr
+    result = everett("doctor", running.uri, "--json")
+    assert result.exit_code == 3 and "nothing is at" in result.stdout
+
+
+def test_configuration_from_a_file_and_the_command_line(tmp_path):
+    from commands import everett
+
+    file = tmp_path / "broker.ini"
+    file.write_text("[broker]\nsources = sim:seed=1 sim:seed=2\nfailover = yes\nquota = 1MB/s\nallow_users = root 7\n")
+    shown = everett("serve", "--check-config", "--config", file, "--user-quota", "2MB/s").stdout
+    assert "sim:seed=1, sim:seed=2 (the first that gives bits)" in shown and "8 Mbit/s a client, 16 Mbit/s a user" in shown
+    assert "root, 7; at most" in shown
+    for text, says in (("[broker]\nsources = sim:\nquotas = 1\n", "unknown setting 'quotas'"), ("[a]\nb = 1\n", "one section"),
+                       ("[broker]\nsources = sim:\nfailover = maybe\n", "it must be yes or no"), ("x", "contains no section")):  # fmt: skip
+        file.write_text(text)
+        refused = everett("serve", "--check-config", "--config", file)
+        assert refused.exit_code == 2 and says in refused.stderr, refused.stderr
+    assert everett("serve", "--check-config").exit_code == 2
+    assert everett("serve", "--check-config", "--config", tmp_path / "none").exit_code == 1

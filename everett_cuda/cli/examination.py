@@ -118,10 +118,12 @@ def examine(uri: str, seconds: float, tell: Callable[[Finding], None]) -> Examin
     sample = Sample()
     try:
         driver = _find(report)
-        if report.exit_code == ExitCode.OK:
+        if report.exit_code == ExitCode.OK and driver.scheme == "broker":
+            _draw_from_broker(report)
+        elif report.exit_code == ExitCode.OK:
             _run(report, seconds, sample, driver.metered)
-        if report.exit_code == ExitCode.OK:
-            _estimate(report, sample)
+            if report.exit_code == ExitCode.OK:
+                _estimate(report, sample)
     except EverettError as error:
         report.fail("source", str(error), exit_code_of(error))
     finally:
@@ -179,6 +181,21 @@ def _run(report: Examination, seconds: float, sample: Sample, metered: bool) -> 
             _flow(report, source, seconds, sample)
         report.status = source.status()
     _judge_flow(report)
+
+
+def _draw_from_broker(report: Examination) -> None:
+    """Opens a broker's source and draws one key, which is destroyed. Its raw bytes are examined where the device is."""
+    with Source.open(report.uri) as source:
+        drawn = source.ring.discard(32, COLLECT_S)
+        report.status = status = source.status()
+        report.add("opens", "ok", f"{status.name}, serial {status.serial}")
+        report.add("kind", "ok" if status.kind == "quantum" else "note", status.label)
+        if drawn == 32:
+            report.add("health tests", "ok", status.health)
+        else:
+            code = ExitCode.ALARM if status.state == "alarm" else ExitCode.BAD
+            why = source.outage() or status.health
+            report.fail("flow", f"no key came in {COLLECT_S:g} s: {why}", code, "see the broker's log")
 
 
 def _flow(report: Examination, source: Source, seconds: float, sample: Sample) -> None:

@@ -43,7 +43,11 @@ def monitor(
     try:
         parsed = parse_uri(uri)
         metered = parsed.scheme != "auto" and driver_of(parsed).metered
-        source = Source(uri, lambda: Tap(open_driver(uri), histogram), METERED_RING_BYTES if metered else RING_BYTES)
+        ring_bytes = METERED_RING_BYTES if metered else RING_BYTES
+        if parsed.scheme == "broker":  # raw bytes are seen where the device is
+            source = Source.open(uri)
+        else:
+            source = Source(uri, lambda: Tap(open_driver(uri), histogram), ring_bytes)
     except EverettError as error:
         if as_json:
             about = {"type": type(error).__name__, "message": str(error), "exit_code": int(exit_code_of(error))}

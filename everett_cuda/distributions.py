@@ -145,7 +145,7 @@ def cauchy(
 def geometric(p, size=None, *, dtype=None, device=None, stream: str = "chacha8", generator=None) -> torch.Tensor:
     """Numbers of trials up to the first success: 1 + floor(E / -ln(1 - p)), E an fp64 exponential of a 64-bit draw.
 
-    From 1 to 45.05/p: P(k) = p (1 - p)^(k-1) to one part in 10^15. No gradient, as torch's Tensor.geometric_. ValueError
+    From 1 to 45.05/p, P(k) = p (1 - p)^(k-1). No gradient, as torch's Tensor.geometric_. ValueError
     for a p outside (0, 1]; else as `normal`.
     """
     shape, dtype, device = _place(size, dtype, device, generator, p=p)
@@ -232,8 +232,8 @@ def gamma(
 ) -> torch.Tensor:
     """Gamma variates by Marsaglia and Tsang (2000) in fp64, as a pure function of the stream (`csrc/law/gamma.h`).
 
-    Never 0: what the dtype cannot hold is its smallest normal number. The least tail a 64-bit draw reaches is 2^-65; of 48
-    tries one is taken but in 10^62 streams. Differentiable once. ValueError for a concentration or rate that is not
+    Never 0: what is too small for the dtype is its smallest normal number. Of 48 tries, each with draws of its own, one is
+    taken but for one element in 10^63. Differentiable once. ValueError for a concentration or rate that is not
     positive and finite; else as `normal`.
     """
     shape, dtype, device = _place(size, dtype, device, generator, concentration=concentration, rate=rate)

@@ -111,17 +111,18 @@ class Values {
     }
   }
 
-  // The 64-bit draw e, for decisions that need it raw.
-  u64 draw64(u64 e) {
+  // The 64-bit draws e, e+1, ... for decisions that need them raw; `n` is cut to what e's group holds. Valid until the next
+  // call.
+  const u64* draws64(u64 e, i64& n) {
     if (e / per_group_ != group_) {
       U x[16];
       generate_(job_.stream, e / per_group_, x);
       store_in_stream_order<16>(x, (u32*)values_);
       group_ = e / per_group_;
     }
-    u64 draw;
-    memcpy(&draw, values_ + (e % per_group_) * 8, 8);
-    return draw;
+    const i64 at = (i64)(e % per_group_);
+    if (n > per_group_ - at) n = per_group_ - at;
+    return (const u64*)values_ + at;
   }
 
  private:
@@ -177,21 +178,32 @@ double gamma_of(const FillJob& job, u64 e, double shape) {
   }
 }
 
+// body(i, draw) for the elements of a run, each with its 64-bit draw.
+template <class Body>
+void for_draws(Values& values, i64 e_stride, const Run& r, Body body) {
+  for (i64 i = 0; i < r.n;) {
+    i64 n = e_stride == 1 ? r.n - i : 1;
+    const u64* draws = values.draws64(r.e + (u64)(i * e_stride), n);
+    for (i64 j = 0; j < n; j++) body(i + j, draws[j]);
+    i += n;
+  }
+}
+
 void fill(const FillJob& job, i64 begin, i64 end) {
   Values values(job);
   const Layout& l = job.layout;
   const int last = l.dims - 1, bytes = bytes_of(job.type);
   for_runs(l, begin, end, [&](Run r) {
     if (job.kind == Fill::bernoulli) {
-      for (i64 i = 0; i < r.n; i++) {
+      for_draws(values, l.e[last], r, [&](i64 i, u64 draw) {
         const double p = ((const double*)job.p)[r.in + i * l.in[last]];
-        store_one_or_zero(job.type, job.out, r.out + i * l.out[last], bernoulli(values.draw64(r.e + i * l.e[last]), p));
-      }
+        store_one_or_zero(job.type, job.out, r.out + i * l.out[last], bernoulli(draw, p));
+      });
     } else if (job.kind == Fill::integers) {
-      for (i64 i = 0; i < r.n; i++) {
+      for_draws(values, l.e[last], r, [&](i64 i, u64 draw) {
         const u64 span = ((const u64*)job.p)[r.in + i * l.in[last]];
-        ((u64*)job.out)[r.out + i * l.out[last]] = integer_below(values.draw64(r.e + i * l.e[last]), span);
-      }
+        ((u64*)job.out)[r.out + i * l.out[last]] = integer_below(draw, span);
+      });
     } else if (job.kind == Fill::gamma || job.kind == Fill::log_gamma) {
       for (i64 i = 0; i < r.n; i++) {
         const double shape = ((const double*)job.p)[r.in + i * l.in[last]];

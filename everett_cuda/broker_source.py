@@ -26,6 +26,7 @@ class BrokerSource(Source):
         self.uri = uri
         self.driver = driver
         self.ring = driver.ring
+        self.witness = None
         self._lifecycle = threading.RLock()
         self._final: SourceStatus | None = None
         atexit.register(self.close)

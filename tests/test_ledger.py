@@ -32,13 +32,12 @@ from everett_cuda.source import Source
 
 @pytest.fixture(autouse=True)
 def closed():
-    """Nothing stays open, and nothing follows."""
-    before = list(followers._all)
+    """Nothing stays open, and no ledger follows."""
     yield
     ev.close()
     keys.set_freshness("op")
     keys.configure(on_starved="stretch", max_stretch=2**16, timeout_s=60.0)
-    assert not session.watchers and followers._all == before
+    assert not session.watchers and not [f for f in followers._all if isinstance(f, Ledger)]
     assert [t.name for t in threading.enumerate() if t.name.startswith("everett")] == []
 
 
@@ -86,7 +85,7 @@ def test_a_run_from_its_first_source_to_its_end(tmp_path):
         "adaptive proportion (bits)": 847, "adaptive proportion (bytes)": 92,
     }  # fmt: skip
     assert (state["source"], state["state"]) == (1, "closed")
-    assert (closing["why"], last["why"], last["keyring"]) == ("source closed", "end", closing["keyring"] + 1)
+    assert (closing["why"], last["why"]) == ("source closed", "end") and last["keyring"] > closing["keyring"]
     draws = closing["draws"]
     assert (draws["draws"], draws["fresh"], draws["reused"]) == (3, 2, 1) and last["draws"]["fresh"] == 1
     counts = closing["sources"]["1"]

@@ -9,11 +9,12 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
-from .errors import EverettError
+from . import registered_fused
 from .kernels import NOISE_TYPES, of_device, of_tensor
-from .nonce import is_legacy_batchedtensor, nonce_tensor
-from .ops import _check_p, _check_stream, _is_eager, _memory_of, _Mix, _refuse_strange, _refuse_tracing
+from .nonce import can_go_direct, functorch_level, is_compiling, is_dynamo_compiling, is_legacy_batchedtensor
+from .ops import _check_p, _check_stream, _is_eager, _refuse_strange, record_tensor
 
 _LEAST, _MOST = 1 / 256, 31 / 32  # where decisions take 15 bits
 
@@ -23,8 +24,9 @@ class _DroppedWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(x, record, p, stream):
-        x = _memory_of(x).contiguous()
-        return of_tensor(x).attention_mask(record, stream, p, x)
+        if can_go_direct(x):
+            return of_tensor(x).attention_mask(record, stream, p, x.contiguous())
+        return _by_name(x, record, p, stream)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -53,22 +55,33 @@ class _DroppedWeights(torch.autograd.Function):
         return torch.stack(rows), 0
 
 
+def _by_name(x, record, p, stream):
+    """The op as torch knows it."""
+    if type(record) is bytes:
+        record = torch.frombuffer(bytearray(record), dtype=torch.int32).to(x.device)
+    return registered_fused.attention_mask(x, record, p, stream)
+
+
+def _by_torch(x, record, p, stream):
+    """By torch's own ops around one mask, which needs no rule of ours: same values. For functorch in compiled code, and for
+    autograd.grad(is_grads_batched=True), whose vmap is older than functorch."""
+    ones = torch.ones(x.shape, dtype=x.dtype, device=x.device)
+    scaled = _by_name(ones, record, p, stream)
+    return torch.where(scaled != 0, x * scaled, 0.0)
+
+
 def _dropped(x, record, p, stream):
-    if is_legacy_batchedtensor(x):
-        raise EverettError(
-            "autograd.grad(is_grads_batched=True) does not reach attention's dropout: its vmap is older than functorch. "
-            "Use torch.func.vmap over torch.func.vjp."
-        )
+    """Dropout under a given record, by a way that is right for x and the modes in force."""
+    if not is_dynamo_compiling():
+        if is_legacy_batchedtensor(x):
+            return _by_torch(x, record, p, stream)
+        if type(record) in (bytes, torch.Tensor) and _is_eager(x):
+            return _DroppedWeights.apply(x, record, p, stream)
+    if is_compiling():
+        return (_by_name if functorch_level() is None else _by_torch)(x, record, p, stream)
+    if functorch_level() is None and forward_ad._current_level < 0:
+        return _by_name(x, record, p, stream)
     return _DroppedWeights.apply(x, record, p, stream)
-
-
-def _draw(x: torch.Tensor) -> bytes | torch.Tensor:
-    """The record of a new draw of the rank family, for weights that x's device holds."""
-    if _is_eager(x):
-        return of_tensor(x).draw()
-    _refuse_strange(x, "query")
-    _refuse_tracing()
-    return _Mix.apply(nonce_tensor(x.device), torch.is_grad_enabled(), False)
 
 
 def _checked_p(dropout_p: float) -> float:
@@ -165,7 +178,10 @@ def scaled_dot_product_attention(
     weights = _weights(query, key, attn_mask, is_causal, scale)
     if p == 1:
         weights = weights.masked_fill(torch.ones((), dtype=torch.bool, device=weights.device), 0.0)
-    elif weights.numel() and not weights.is_meta:
-        record = _draw(query)
+    elif not weights.is_meta and (is_compiling() or weights.numel()):
+        eager = _is_eager(query)
+        if not eager:
+            _refuse_strange(query, "query")
+        record = of_tensor(query).draw() if eager else record_tensor(query.device)
         weights = _dropped(weights.reshape(-1, *weights.shape[-2:]), record, p, generator).view(weights.shape)
     return (weights @ value).to(dtype)

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from .generator import Generator, check_generator
 from .noise import check_values, checked_device, checked_float, checked_shape, draw_fill, of_parameters
+from .nonce import is_compiling
 
 _WIDE = torch.float64
 
@@ -160,7 +161,7 @@ def geometric(p, size=None, *, dtype=None, device=None, stream: str = "chacha8",
 
 
 class _ImplicitGamma(torch.autograd.Function):
-    """A gamma variate, with the gradient of its shape."""
+    """A gamma variate, with the gradient of its shape. Differentiated twice it says so."""
 
     generate_vmap_rule = True
 
@@ -176,6 +177,13 @@ class _ImplicitGamma(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         return grad * torch._standard_gamma_grad(*ctx.saved_tensors), None
+
+
+def _with_gamma_slope(a, x):
+    """x, with the gradient of its shape a. In compiled code, where dynamo takes no Function with rules, by a term of 0."""
+    if not is_compiling():
+        return _ImplicitGamma.apply(a, x)
+    return x + (a - a.detach()) * torch._standard_gamma_grad(a.detach(), x)
 
 
 class _ImplicitDirichlet(torch.autograd.Function):
@@ -202,6 +210,18 @@ class _ImplicitDirichlet(torch.autograd.Function):
         return slope * (grad - (x * grad).sum(-1, True)), None
 
 
+def _dirichlet_slope(a, x):
+    """Of each component by its own concentration, over 1 minus it."""
+    return torch._dirichlet_grad(x, a, a.sum(-1, True).expand_as(a).contiguous())
+
+
+def _with_dirichlet_slope(a, x):
+    if not is_compiling():
+        return _ImplicitDirichlet.apply(a, x)
+    moved = (a - a.detach()) * _dirichlet_slope(a.detach(), x)
+    return x + moved - x * moved.sum(-1, True)
+
+
 def _shapes(concentration, shape, device) -> torch.Tensor:
     """The fp64 parameters of a draw, in the graph."""
     return torch.as_tensor(concentration, dtype=_WIDE, device=device).expand(shape).contiguous()
@@ -221,7 +241,7 @@ def gamma(
     _check("rate", rate, "positive and finite", _is_positive)
     a = _shapes(concentration, shape, device)
     x = draw_fill("gamma", shape, _WIDE, device, stream, generator, a.detach())
-    x = _ImplicitGamma.apply(a, x.clamp(min=torch.finfo(_WIDE).tiny))
+    x = _with_gamma_slope(a, x.clamp(min=torch.finfo(_WIDE).tiny))
     return (x / _to(rate, _WIDE)).to(dtype).clamp(min=torch.finfo(dtype).tiny)
 
 
@@ -241,7 +261,7 @@ def dirichlet(
     a = _shapes(concentration, shape, device)
     logarithms = draw_fill("log_gamma", shape, _WIDE, device, stream, generator, a.detach())
     x = torch.softmax(logarithms.clamp(min=-1e300), -1).clamp(min=torch.finfo(_WIDE).tiny)
-    return _ImplicitDirichlet.apply(a, x).to(dtype).clamp(min=torch.finfo(dtype).tiny)
+    return _with_dirichlet_slope(a, x).to(dtype).clamp(min=torch.finfo(dtype).tiny)
 
 
 def beta(a, b, size=None, *, dtype=None, device=None, stream: str = "chacha8", generator=None) -> torch.Tensor:

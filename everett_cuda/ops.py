@@ -225,10 +225,7 @@ def _draw_on_shards(x, mask, residual):
     from . import dtensor
 
     dtensor.check_mesh(x.device_mesh)
-    if mask.p == 1.0:
-        record = torch.zeros(12, dtype=torch.int32, device=x.device)
-    else:
-        record = registered.mix(nonce_tensor(x.device), torch.is_grad_enabled(), False)
+    record = record_tensor(x.device) if mask.p < 1.0 else torch.zeros(12, dtype=torch.int32, device=x.device)
     return dtensor.masked(x, residual, record, mask)
 
 

@@ -160,9 +160,10 @@ def _name_of(frame) -> str:
 
 
 def _is_default(generator: torch.Generator | None) -> bool:
-    if generator is None or generator is torch.default_generator:
+    if generator is None:
         return True
-    return torch.cuda.is_initialized() and any(generator is g for g in torch.cuda.default_generators)
+    defaults = (torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ()))
+    return any(generator._cdata == default._cdata for default in defaults)  # the dispatcher makes new Python objects
 
 
 def _why_untouched(caller: _Caller) -> str:

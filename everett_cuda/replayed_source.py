@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,22 @@ class Replay:
             self.close()
 
 
+@dataclass(frozen=True)
+class RecordedDriver:
+    """What is left of the driver that was recorded: what it said of itself, for who asks which device is behind a source."""
+
+    name: str
+    serial: str
+    kind: str = "replayed"
+    scheme: str = "journal"
+
+
 class ReplayedSource:
     """Stands where a `Source` stands (`ev.current_source`), with a ring that stays empty: keys go to the keyring by a
     `_C.Script`, direct words come from here."""
 
     def __init__(self, path: str | os.PathLike, key: bytes | None = None, allow_versions: bool = False):
         self.ring = _C.Ring(1 << 14)
-        self.driver = None
         self.witness = None
         self._key = key
         self._allow_versions = allow_versions
@@ -78,6 +88,7 @@ class ReplayedSource:
         self.seen_before = 0  # records of segments before this one
         self._open(path)
         self.uri = f"journal:{self.path}"
+        self.driver = RecordedDriver(self.header["source"]["name"], self.header["source"]["serial"])
         self.label = f"NOT FRESH QUANTUM (replayed journal of {self.header['source']['label']})"
         self.handed_out = 0
 
@@ -345,6 +356,14 @@ class ReplayedSource:
         if answer == _C.Take.forked:
             return ForkedError(f"{self.uri} is replayed by the parent of this process; a forked child has no part in it")
         return JournalError(f"{self.uri}: the replay is over ({self._over or 'closed'}); nothing more can be drawn")
+
+    def outage(self) -> str:
+        """As `Source.outage`: none."""
+        return ""
+
+    def responses_from(self, start: int) -> list:
+        """As `Source.responses_from`: no service was asked."""
+        return []
 
     def reopen(self) -> None:
         """There is no device."""

@@ -45,8 +45,11 @@ class DirectWitness(Protocol):
 class Source:
     """An open source of conditioned bits. Open one with `Source.open(uri)`; close it, or use it in a `with`.
 
-    `ring` is the C++ ring that keys and direct words are drawn from; it stays the same object over `reopen`.
+    `ring` is the C++ ring that keys and direct words are drawn from; it stays the same object over `reopen`. `witness`, where
+    one is set, is told of direct words before anybody sees them.
     """
+
+    witness: DirectWitness | None = None
 
     def __init__(self, uri: str, connect: Callable[[], Driver], ring_bytes: int | None = None):
         """Opens what `connect` returns; `Source.open` is the usual way in. Errors as there."""
@@ -61,7 +64,6 @@ class Source:
         self._thread: threading.Thread | None = None
         self._feed: _C.Feed | None = None
         self._final: SourceStatus | None = None
-        self.witness: DirectWitness | None = None
         self.driver = driver = connect()
         try:
             condition = parse_uri(uri).given.get("condition", "sha256")

@@ -280,7 +280,7 @@ def a_stretching_that_is_forbidden_starves(job):
     try:
         mask()  # the root key itself
         if job.rank:
-            raises_on_all(job, ev.Starved, "on_starved", mask)
+            raises_on_all(job, ev.Starved, "on_starved.*stretched from its root key", mask)
     finally:
         keys.configure(on_starved="stretch")
 

@@ -44,6 +44,7 @@ _NO_NODE = 2**64 - 1
 _NEXT_STEP = 'Call ev.open("auto") or ev.open(URI), or set EVERETT_SOURCE=URI.'
 
 _keyring: "_C.Keyring | None" = None
+_begun: tuple[int, dict[str, int]] = (0, {})  # `begun_at`
 _settings = {"freshness": "op", "on_starved": "stretch", "max_stretch": 2**16, "timeout_s": 60.0}
 _explain: Callable[[str], Exception | str | None] | None = None
 _lock = threading.Lock()  # of the four above, innermost: ev.open comes here holding a lock of its own
@@ -332,9 +333,10 @@ def attach(
     None; given "starved", why no bits come now (text), or None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
     already there its tape stays as it is, so that graphs built before the source was opened again still recompute.
     """
-    global _keyring, _explain, _hook, _watched_by
+    global _keyring, _explain, _hook, _watched_by, _begun
     with _lock:
         if _keyring is None or _keyring.forked:
+            _begun = (_begun[0] + 1, {})
             keyring = _C.Keyring(ring, tape_entries, _refuse)
             _watched_by = ""
             keyring.on_repeat = _warn_of_repeat
@@ -384,19 +386,28 @@ def watched_by() -> str:
 
 def continue_from(counts: dict[str, int]) -> None:
     """Counts and tickets go on from these (`counters` of the run that is continued). SourceNotOpen without a source."""
+    global _begun
     with _lock:
         if _keyring is None:
             raise SourceNotOpen(f"counters continue from a checkpoint once a source is open. {_NEXT_STEP}")
         _keyring.continue_from(counts)
+        _begun = (_begun[0] + 1, dict(counts))
+
+
+def begun_at() -> tuple[int, dict[str, int]]:
+    """(a number that changes where counting begins anew, the counts at that moment): what is above them is of this
+    process. Anew: when the source is closed, and when counts continue from a checkpoint."""
+    return _begun
 
 
 def detach() -> None:
     """Forgets the ring, the keys (also those on GPUs) and the tape; all is overwritten with zeros once no draw is
     running. ev.close does this."""
-    global _keyring, _explain, _watched_by
+    global _keyring, _explain, _watched_by, _begun
     with _lock:
         _keyring = _explain = None
         _watched_by = ""
+        _begun = (_begun[0] + 1, {})
     followers.forget()
 
 

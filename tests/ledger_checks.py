@@ -16,6 +16,7 @@ class Run:
         self._sources = list(sources)
         self.kinds = draws
         self.told = {}
+        self.roots = []
 
     def sources(self):
         return self._sources
@@ -23,6 +24,12 @@ class Run:
     def draws(self):
         counts = {**dict.fromkeys((*KINDS, "unverified", "replay_misses", "waits"), 0), **self.kinds}
         return {**counts, "draws": sum(counts[kind] for kind in KINDS)}
+
+    def keyring(self):
+        return 0
+
+    def commitments(self):
+        return self.roots
 
     def ranks(self):
         return self.told

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 from commands import everett, everett_process
-from ledger_checks import until
+from ledger_checks import Run, records_of, until
 
 from everett_cuda.broker import metrics
 from everett_cuda.broker.config import BrokerConfig, read_config
 from everett_cuda.broker.notify import Notifier
 from everett_cuda.drivers import broker_connection
 from everett_cuda.errors import BadParameter, SourceError
+from everett_cuda.ledgers.verify import verify_ledgers
+from everett_cuda.ledgers.writer import Ledger
 from everett_cuda.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +137,12 @@ def test_a_service_is_ready_lives_logs_reloads_and_stops(serving, manager, run):
         assert figures[f'everett_source_raw_bytes_total{{source="{SOURCE}"}}'] >= 4096
         assert figures[f'everett_source_startup_tests_total{{source="{SOURCE}"}}'] == 1
         assert get(run / "m.sock", "/secrets")[0] == 404
+        ledger = run.parent / "client.evl"
+        with Ledger(ledger, Run(client), interval_s=600):
+            client.take(320)
+        (source,) = (r for r in records_of(ledger) if r["type"] == "source")
+        assert source["by_broker"] and source["kind"] == "simulated" and "by the broker" in source["health"]["tests"]
+        assert verify_ledgers([ledger]).good
         serving.config.write_text(serving.config.read_text() + "quota = 1MB/s\n")
         serving.send_signal(signal.SIGHUP)
         lines = []

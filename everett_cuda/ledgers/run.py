@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from .. import followers, keys, session
@@ -22,14 +22,25 @@ class _Run:
         return [] if source is None else [source]
 
     def draws(self) -> Mapping[str, int]:
-        return keys.counters()
+        _, before = keys.begun_at()  # of the run whose checkpoint was loaded: none of this ledger's sources gave those
+        return {name: n - before.get(name, 0) for name, n in keys.counters().items()}
+
+    def keyring(self) -> int:
+        return keys.begun_at()[0]
 
     def settings(self) -> Mapping:
         return keys.settings()
 
-    def ranks(self) -> Mapping:
+    def commitments(self) -> Sequence[bytes]:
+        distributed = self._distributed()
+        return distributed.root_commitments() if distributed is not None else ()
+
+    def _distributed(self):
         # A policy of several ranks exists only where the module that makes them was imported.
-        distributed = sys.modules.get("everett_cuda.distributed")
+        return sys.modules.get("everett_cuda.distributed")
+
+    def ranks(self) -> Mapping:
+        distributed = self._distributed()
         try:
             provenance = distributed.provenance() if distributed is not None else ()
         except EverettError:  # no policy is in force
@@ -95,5 +106,5 @@ def _summary() -> Summary:
         summary.add(records.source(number, source, status))
         for report in status.alarms:
             summary.add(records.alarm(number, report))
-    summary.add(records.counts("", 0, 0, run.draws(), statuses, run.settings()))
+    summary.add(records.counts("", 0, run.keyring(), run.draws(), statuses, run.settings()))
     return summary

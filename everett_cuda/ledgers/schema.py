@@ -34,6 +34,7 @@ FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     },
     "responses": {"source": int, "responses": list},
     "provenance": {"ranks": dict},
+    "commitments": {"commitments": list},
     "counts": {"why": str, "steps": int, "keyring": int, "draws": dict, "sources": dict, "settings": dict},
     "end": {},
     "signature": {"key": str, "signature": str},
@@ -54,6 +55,9 @@ def check(record: Mapping) -> None:
     elif kind == "provenance":
         if not all(isinstance(rank, dict) and isinstance(rank.get("said"), str) for rank in record["ranks"].values()):
             raise ValueError("a rank has a line that says whose device is behind it")
+    elif kind == "commitments":
+        if not all(isinstance(text, str) for text in record["commitments"]):
+            raise ValueError("a commitment is text")
     elif kind == "counts":
         draws = record["draws"]
         if draws:

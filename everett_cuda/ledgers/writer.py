@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,16 +29,23 @@ LOOK_S = 1.0
 
 
 class Subject(Protocol):
-    """What a ledger is about: the draws and settings of a process, or of a server, which has no draws. ranks: whose device
-    stands behind which rank; empty where there is one process."""
+    """What a ledger is about: the draws and settings of a process, or of a server, which has no draws.
+
+    keyring: a number that grows where draws are counted from 0 again. ranks: whose device stands behind which rank; empty
+    where there is one process. commitments: labelled ones, to the root keys that came from another rank, in order.
+    """
 
     def sources(self) -> list[Source]: ...
 
     def draws(self) -> Mapping[str, int]: ...
 
+    def keyring(self) -> int: ...
+
     def settings(self) -> Mapping: ...
 
     def ranks(self) -> Mapping: ...
+
+    def commitments(self) -> Sequence[bytes]: ...
 
 
 @dataclass
@@ -89,7 +96,8 @@ class Ledger:
         self._failure = ""
         self._watched: list[_Watched] = []
         self._ranks: Mapping = {}
-        self._n_sources = self._keyring = self._steps = 0
+        self._committed = 0
+        self._n_sources = self._steps = 0
         self._summary = Summary(str(self.path))
         self._stopping = threading.Event()
         self._size = 0
@@ -145,11 +153,19 @@ class Ledger:
         ranks = self._subject.ranks()
         if ranks != self._ranks:
             self._add({"type": "provenance", "ranks": ranks})
-            self._ranks = ranks
-        draws = self._subject.draws()  # first: keys that were drawn are then among the bytes handed out
-        sources = {w.number: w.source.status() for w in self._watched}
-        self._add(records.counts(why, self._steps, self._keyring, draws, sources, self._subject.settings()))
+            self._ranks, self._committed = ranks, 0
+        new = self._subject.commitments()[self._committed :]
+        if new:
+            self._add({"type": "commitments", "commitments": [commitment.hex() for commitment in new]})
+            self._committed += len(new)
+        self._add(self._counts(why))
         self._sign()
+
+    def _counts(self, why: str) -> dict:
+        subject = self._subject
+        draws = subject.draws()  # first: keys that were drawn are then among the bytes handed out
+        sources = {w.number: w.source.status() for w in self._watched}
+        return records.counts(why, self._steps, subject.keyring(), draws, sources, subject.settings())
 
     def _watch(self, source: Source) -> None:
         self._n_sources += 1
@@ -246,10 +262,7 @@ class Ledger:
                 raise LedgerError(self._failure)
 
     def forget(self) -> None:
-        """The keys are forgotten: draws are counted from 0 again."""
-        if not self._elsewhere:
-            with self._lock:
-                self._keyring += 1
+        """The keys are forgotten; it holds none."""
 
     def status(self) -> str:
         """One line for `ev.status()`."""
@@ -272,10 +285,7 @@ class Ledger:
     def summary(self) -> Summary:
         """What the ledger says so far, with the counts of now."""
         with self._lock:
-            draws = self._subject.draws()
-            sources = {w.number: w.source.status() for w in self._watched}
-            now = records.counts("", self._steps, self._keyring, draws, sources, self._subject.settings())
-            return self._summary.with_counts(now, self._failure)
+            return self._summary.with_counts(self._counts(""), self._failure)
 
     def close(self) -> None:
         """Writes the last counts and the end, signs them, and closes the file. May be called twice.

@@ -35,6 +35,7 @@ from .journal_file import (
 from .source_status import SourceStatus
 
 _AHEAD = 256  # records handed to the script at a time
+_POOL = journal_file.STORES.index("pool")
 _PIECE = 1 << 26  # bytes of direct words after which the writer begins another record
 
 
@@ -106,6 +107,7 @@ class ReplayedSource:
         self._steps: collections.deque[Record] = collections.deque()  # ends of steps that the script has
         self._steps_given = 0
         self._words: dict[tuple[int, int], collections.deque] = collections.defaultdict(collections.deque)
+        self._store_records: dict[tuple[int, int], collections.deque] = collections.defaultdict(collections.deque)
         self._words_seen = 0
 
     def attach(self) -> None:
@@ -208,7 +210,8 @@ class ReplayedSource:
                 if record is None or record.type in (CLOSE, LOAD, STATE):
                     return self.script.end(self._reader.records if record is None else record.index)
                 if record.type in (WORDS, USE, DROP):
-                    self._words[record.device, record.store].append((self._steps_given, record))
+                    queues = self._words if record.type == WORDS else self._store_records
+                    queues[record.device, record.store].append((self._steps_given, record))
                 else:
                     if record.type == STEP:
                         self._steps_given += 1
@@ -256,7 +259,7 @@ class ReplayedSource:
             self._steps.popleft()
         if self.script.difference is not None:
             raise self._error("differs")
-        for queue in self._words.values():
+        for queue in self._fenced():
             if queue and queue[0][0] < self.script.step:
                 raise self._mismatch(queue[0][1].index, queue[0][1], "the end of a step")
 
@@ -271,7 +274,7 @@ class ReplayedSource:
         with self._lock:
             self._refuse_unless_begun()
             while done < len(out):
-                record = self._next_words(place, asked)
+                record = self._take_record(self._words[place], WORDS, asked)
                 if len(record.data) != min(len(out) - done, _PIECE):
                     out[:] = bytes(len(out))
                     raise self._mismatch(record.index, record, asked)
@@ -279,24 +282,29 @@ class ReplayedSource:
                 done += len(record.data)
             self.handed_out += len(out)
 
-    def _at_hand(self, place: tuple[int, int]) -> Record | None:
-        """The next record of this place in the present step, left where it is."""
-        queue, step = self._words[place], self.script.step
+    def _at_hand(self, queue: collections.deque, fenced: bool = True) -> Record | None:
+        """The next record of a queue, left where it is; fenced: only one of the present step."""
+        step = self.script.step
         while not queue and self._steps_given <= step and self._hands_out():
             self._more()
-        return queue[0][1] if queue and queue[0][0] == step else None
+        return queue[0][1] if queue and (queue[0][0] == step or not fenced) else None
 
-    def _next_words(self, place: tuple[int, int], asked: str, type_: int = WORDS) -> Record:
-        record, step = self._at_hand(place), self.script.step
+    def _take_record(self, queue: collections.deque, type_: int, asked: str, fenced: bool = True) -> Record:
+        record, step = self._at_hand(queue, fenced), self.script.step
         if record is not None and record.type == type_:
             self._words_seen += 1
-            return self._words[place].popleft()[1]
+            return queue.popleft()[1]
         if record is not None:
             raise self._mismatch(record.index, record, asked)
         if self._steps_given > step:
-            ends = self._steps[step - self._steps_given]  # of the present step: the words that come are of a later one
+            ends = self._steps[step - self._steps_given]  # of the present step: what comes is of a later one
             raise self._mismatch(ends.index, ends, asked)
         raise self._mismatch(self._reader.records if self._next is None else self._next.index, None, asked)
+
+    def _fenced(self) -> list[collections.deque]:
+        """The queues whose records belong to a step: all but the words of pools, which were taken ahead."""
+        words = [queue for (_, store), queue in self._words.items() if store != _POOL]
+        return words + list(self._store_records.values())
 
     def _hands_out(self) -> bool:
         return self._next is not None and self._next.type in (KEY, DRAW, STEP, WORDS, USE, DROP, GROUP)
@@ -307,7 +315,8 @@ class ReplayedSource:
         with self._lock:
             self._refuse_unless_begun()
             asked = f"up to {len(memory)} bytes of direct words for {_place(place)}"
-            record = self._next_words(place, asked)
+            # No fence: it was taken ahead of need, perhaps steps before.
+            record = self._take_record(self._words[place], WORDS, asked, fenced=False)
             if len(record.data) > len(memory):
                 raise self._mismatch(record.index, record, asked)
             memory[: len(record.data)] = record.data
@@ -323,7 +332,7 @@ class ReplayedSource:
         with self._lock:
             self._refuse_unless_begun()
             asked = f"{granules} granules of direct words for an op on {_place(place)}"
-            record = self._next_words(place, asked, USE)
+            record = self._take_record(self._store_records[place], USE, asked)
             if record.count != granules:
                 raise self._mismatch(record.index, record, asked)
 
@@ -331,13 +340,16 @@ class ReplayedSource:
         """As `Source.must_drop_words`: an alarm destroyed them in the recorded run."""
         with self._lock:
             self._refuse_unless_begun()
-            record = self._at_hand(place)
+            record = self._at_hand(self._store_records[place])
             return record is not None and record.type == DROP
 
     def drop_words(self, place: tuple[int, int]) -> None:
         """As `Source.drop_words`."""
         if self.must_drop_words(place):
-            self._next_words(place, "", DROP)
+            dropped = self._take_record(self._store_records[place], DROP, "")
+            ahead = self._words[place[0], _POOL]
+            while ahead and ahead[0][1].index < dropped.index:  # was on the GPU by then, and is not here yet
+                ahead.popleft()
 
     def take(self, n: int, timeout_s: float | None = None) -> bytes:
         """As `Source.take`."""
@@ -393,7 +405,7 @@ class ReplayedSource:
     @property
     def complete(self) -> bool:
         """Whether the program asked for everything that the journal holds."""
-        left = self.script.waiting or any(self._words.values()) or self._hands_out()
+        left = self.script.waiting or any(self._fenced()) or self._hands_out()
         return self.begun and not left and self.script.difference is None
 
     def finish(self) -> None:

@@ -123,7 +123,7 @@ def test_an_error_is_one_block_on_stderr():
 
 def test_help_names_every_command_and_the_exit_codes():
     text = everett("--help").stdout
-    for word in ("devices", "doctor", "monitor", "capture", "version", "3 no device found"):
+    for word in ("devices", "doctor", "monitor", "capture", "journal", "replay", "version", "3 no device found"):
         assert word in text
 
 

@@ -14,7 +14,6 @@ from torch import nn
 import everett_cuda as ev
 from everett_cuda import keys
 
-
 ROOT = Path(__file__).resolve().parent.parent
 
 

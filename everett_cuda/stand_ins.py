@@ -48,8 +48,8 @@ def stands_for(*names: str, table: dict[str, Callable] = STAND_INS):
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 
-def _why_not_masked(x: torch.Tensor, types=TYPES) -> str | None:
-    return why_not(x) or (None if x.dtype in types else f"dtype {str(x.dtype).removeprefix('torch.')}")
+def _why_not_masked(x: torch.Tensor, types=TYPES, ruled=("DTensor",)) -> str | None:
+    return why_not(x, ruled=ruled) or (None if x.dtype in types else f"dtype {str(x.dtype).removeprefix('torch.')}")
 
 
 _dropout = F.dropout
@@ -190,7 +190,7 @@ _sdpa = F.scaled_dot_product_attention
 
 
 def _why_not_attention(query, *others, p) -> str | None:
-    if why := why_not(*others) or _why_not_masked(query, NOISE_TYPES):
+    if why := why_not(*others) or _why_not_masked(query, NOISE_TYPES, ruled=()):
         return why
     # between these the law decides by 15 bits; a probability below 0 or above 1 is ours to refuse
     least, most = attention._LEAST, attention._MOST
@@ -241,7 +241,7 @@ def rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
         )
     if not training:
         return _rrelu(input, lower, upper, training, inplace)
-    if why := _why_not_masked(input, NOISE_TYPES):
+    if why := _why_not_masked(input, NOISE_TYPES, ruled=()):
         return leave("F.rrelu", why, _rrelu, input, lower, upper, training, inplace)
     slopes = noise.rand(input.shape, dtype=input.dtype, device=input.device) * (upper - lower) + lower
     y = torch.where(input <= 0, input * slopes, input)
@@ -271,7 +271,7 @@ _gumbel_softmax = F.gumbel_softmax
 def gumbel_softmax(logits, tau=1, hard=False, eps=1e-10, dim=-1):
     if has_torch_function_unary(logits):
         return handle_torch_function(gumbel_softmax, (logits,), logits, tau=tau, hard=hard, eps=eps, dim=dim)
-    if why := _why_not_masked(logits, NOISE_TYPES):
+    if why := _why_not_masked(logits, NOISE_TYPES, ruled=()):
         return leave("F.gumbel_softmax", why, _gumbel_softmax, logits, tau, hard, eps, dim)
     if eps != 1e-10:
         warnings.warn("`eps` parameter is deprecated and has no effect.", stacklevel=2)

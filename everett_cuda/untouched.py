@@ -38,8 +38,9 @@ def untouched() -> dict[tuple[str, str], int]:
     return dict(_counts)
 
 
-def why_not(*tensors: torch.Tensor, generator=None) -> str | None:
-    """Why torch must serve a call with these tensors and generator; None where ours can.
+def why_not(*tensors: torch.Tensor, generator=None, ruled: tuple[str, ...] = ()) -> str | None:
+    """Why torch must serve a call with these tensors and generator; None where ours can. ruled: names of subclasses that
+    the op has a rule for; what it refuses of them is an error and not torch's.
 
     In a forked worker of a torch DataLoader augmentations would die of the ForkedError that every draw with the parent's
     keys raises, so they stay torch's there, which is counted; not in other children, and not once the worker has opened
@@ -50,6 +51,8 @@ def why_not(*tensors: torch.Tensor, generator=None) -> str | None:
     if _child and torch.utils.data.get_worker_info() is not None and not keys.is_ours():
         return "worker"
     for x in tensors:
+        if type(x).__name__ in ruled:
+            continue
         if type(x) not in _PLAIN and (why := _why_not_subclass(x)):
             return why
         if x.layout is not torch.strided or x.is_nested:

@@ -249,3 +249,22 @@ def test_any_other_child_is_refused(installed):
     said = queue.get()
     child.join(30)
     assert "source of its own" in said.replace("\n", " ")
+
+
+def test_dropout_of_a_dtensor_is_ours_by_its_rule_and_noise_is_torchs():
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        x = distribute_tensor(torch.ones(4, 6), mesh, [Replicate()])
+        ev.distributed.setup(same_within=mesh)
+        with ev.intercept():
+            assert draws_of(lambda: F.dropout(x, 0.5)) == 1
+            assert draws_of(lambda: torch.rand_like(x)) == 0
+        assert untouched.untouched() == {("torch.rand_like", "no rule for DTensor"): 1}
+    finally:
+        ev.distributed.teardown()
+        dist.destroy_process_group()

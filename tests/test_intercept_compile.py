@@ -1,8 +1,10 @@
 """`intercept()` and torch.compile: code compiled outside is compiled anew inside, and back; and torch's own tables of its
 functions never hold ours."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from torch import nn
 
 import everett_cuda as ev
 from everett_cuda import keys
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +97,8 @@ assert compiled(torch.zeros(3)).shape == (3,)
 """
 
 
-def test_tables_that_torch_builds_later_hold_torchs_functions():
-    # in a process of its own, where none of them has been built
-    subprocess.run([sys.executable, "-c", FRESH_PROCESS], check=True, timeout=300)
+def test_tables_that_torch_builds_later_hold_torchs_functions(tmp_path):
+    # in a process of its own, where none of them has been built; a file, because TorchScript reads the source
+    script = tmp_path / "fresh.py"
+    script.write_text(FRESH_PROCESS)
+    subprocess.run([sys.executable, script], check=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -126,6 +126,7 @@ def test_bert_for_masked_lm(transformers):
     assert_all_quantum(train(model, {"input_ids": IDS, "labels": IDS}), draws=7)
 
 
+@pytest.mark.filterwarnings("ignore:the torch RNG state repeated")  # which is what it does, on purpose
 def test_gpt2(transformers):
     config = transformers.GPT2Config(
         **SMALL, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1

@@ -5,6 +5,7 @@ namespace everett {
 void bind_entropy(pybind11::module_& m);
 void bind_journal(pybind11::module_& m);
 void bind_key(pybind11::module_& m);
+void bind_broker(pybind11::module_& m);
 void bind_convert(pybind11::module_& m);
 void bind_stream(pybind11::module_& m);
 void bind_eager(pybind11::module_& m);
@@ -19,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
   everett::bind_entropy(m);
   everett::bind_journal(m);
   everett::bind_key(m);
+  everett::bind_broker(m);
   everett::bind_convert(m);
   everett::bind_stream(m);
   everett::bind_eager(m);

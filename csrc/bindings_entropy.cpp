@@ -34,7 +34,7 @@ Bytes bytes_of(const py::buffer_info& info) {
 }
 
 // Waits without the GIL, in slices, so that Ctrl-C is seen. timeout_s < 0: as long as it takes.
-Take take_with_signals(Ring& ring, uint8_t* out, size_t n, double timeout_s) {
+Take take_with_signals(RingReader& ring, uint8_t* out, size_t n, double timeout_s) {
   if (std::isnan(timeout_s)) throw py::value_error("timeout_s is not a number");
   // A small take that can be had at once keeps the GIL: to get it back from a spinning thread would take 5 ms.
   if (n <= 65536) {
@@ -98,18 +98,30 @@ void bind_ring(py::module_& m) {
       .value("closed", Take::closed)
       .value("forked", Take::forked);
 
-  py::class_<Ring, std::shared_ptr<Ring>>(m, "Ring", "Conditioned bytes, handed out at most once and zeroed behind")
-      .def(py::init<size_t>(), py::arg("capacity"))
+  py::class_<RingReader, std::shared_ptr<RingReader>>(m, "RingReader", "What consumers see of a ring, whoever fills it")
       .def(
           "take_into",
-          [](Ring& ring, py::buffer out, double timeout_s) {
+          [](RingReader& ring, py::buffer out, double timeout_s) {
             py::buffer_info info = out.request(true);
             Bytes to = bytes_of(info);
             return take_with_signals(ring, to.data, to.size, timeout_s);
           },
           py::arg("out"), py::arg("timeout_s") = -1.0, "Fills `out` whole or leaves it; waits up to timeout_s (< 0: ever)")
-      .def("discard", &Ring::discard, py::arg("n"), py::arg("timeout_s"), py::call_guard<py::gil_scoped_release>(),
+      .def("discard", &RingReader::discard, py::arg("n"), py::arg("timeout_s"), py::call_guard<py::gil_scoped_release>(),
            "Takes n bytes and destroys them; returns how many there were in time")
+      .def("destroy_unread", &RingReader::destroy_unread, py::call_guard<py::gil_scoped_release>())
+      .def("end", &RingReader::end, py::arg("why"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("capacity", &RingReader::capacity)
+      .def_property_readonly("locked", &RingReader::locked)
+      .def_property_readonly("forked", &RingReader::forked)
+      .def_property_readonly("destructions", &RingReader::destructions, "How often unread bytes were destroyed")
+      .def_property_readonly("unread", [](const RingReader& r) { return r.counts().unread; })
+      .def_property_readonly("bytes_in", [](const RingReader& r) { return r.counts().in; })
+      .def_property_readonly("bytes_out", [](const RingReader& r) { return r.counts().out; })
+      .def_property_readonly("bytes_destroyed", [](const RingReader& r) { return r.counts().destroyed; });
+
+  py::class_<Ring, RingReader, std::shared_ptr<Ring>>(m, "Ring", "Conditioned bytes, handed out at most once, zeroed behind")
+      .def(py::init<size_t>(), py::arg("capacity"))
       .def(
           "put",
           [](Ring& ring, py::buffer data) {
@@ -119,18 +131,8 @@ void bind_ring(py::module_& m) {
             return ring.put(from.data, from.size);
           },
           py::arg("data"), "Single producer; waits for room; False when the ring was ended")
-      .def("destroy_unread", &Ring::destroy_unread, py::call_guard<py::gil_scoped_release>())
-      .def("end", &Ring::end, py::arg("why"), py::call_guard<py::gil_scoped_release>())
       .def("reopen", &Ring::reopen, py::call_guard<py::gil_scoped_release>())
-      .def("all_zero", &Ring::all_zero, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("capacity", &Ring::capacity)
-      .def_property_readonly("locked", &Ring::locked)
-      .def_property_readonly("forked", &Ring::forked)
-      .def_property_readonly("destructions", &Ring::destructions, "How often unread bytes were destroyed")
-      .def_property_readonly("unread", [](const Ring& r) { return r.counts().unread; })
-      .def_property_readonly("bytes_in", [](const Ring& r) { return r.counts().in; })
-      .def_property_readonly("bytes_out", [](const Ring& r) { return r.counts().out; })
-      .def_property_readonly("bytes_destroyed", [](const Ring& r) { return r.counts().destroyed; });
+      .def("all_zero", &Ring::all_zero, py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_health(py::module_& m) {

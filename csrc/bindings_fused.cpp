@@ -1,4 +1,5 @@
-// Python names and checks of the CPU's fused dropout, additive noise and stochastic rounding. Tensors come as addresses.
+// Python names and checks of the CPU's fused dropout, attention masks, additive noise and stochastic rounding. Tensors come
+// as addresses.
 #include <pybind11/pybind11.h>
 
 #include "bindings_stream.h"
@@ -59,6 +60,25 @@ PerturbJob perturb_job(PerturbOp op, const py::bytes& record, u32 tag, int gener
   return job;
 }
 
+void attention_mask(py::bytes record, int generator, double p, int type, u64 in, u64 out, i64 heads, i64 queries, i64 keys,
+                    u32 bh0, u64 q0, u64 k0, int threads) {
+  AttentionJob job{};
+  job.type = static_cast<DType>(type);
+  if (type < 0 || type > static_cast<int>(DType::f16)) throw py::value_error("type is 0 fp32, 1 fp64, 2 bf16 or 3 fp16");
+  if (!(p > 0 && p < 1) || (job.threshold = threshold_of(p)).wide)
+    throw py::value_error("p of attention must be from 1/256 to 31/32");
+  if (heads < 0 || queries < 0 || keys < 0) throw py::value_error("sizes must not be negative");
+  if (heads == 0 || queries == 0 || keys == 0) return;
+  job.generator = generator_named(generator);
+  job.stream = stream_of(record, kTagAttention, bh0);
+  job.scale = job.type == DType::f64 ? job.threshold.scale64 : job.threshold.scale;
+  job.in = reinterpret_cast<const void*>(in);
+  job.out = reinterpret_cast<void*>(out);
+  job.layout.size[0] = heads;
+  job.queries = queries, job.keys = keys, job.bh0 = bh0, job.q0 = q0, job.k0 = k0;
+  without_gil(heads * queries * keys, [&] { run_attention(job, threads); });
+}
+
 }  // namespace
 
 void bind_fused(py::module_& m) {
@@ -67,6 +87,11 @@ void bind_fused(py::module_& m) {
         py::arg("threads"),
         "Contiguous rows. op: 0 bias_dropout_add, 1 GELU (erf), 2 GELU (tanh), 3 and 4 their backwards. bias and extra "
         "are addresses or 0.");
+  m.def("attention_mask", &attention_mask, py::arg("record"), py::arg("generator"), py::arg("p"), py::arg("type"),
+        py::arg("x"), py::arg("out"), py::arg("heads"), py::arg("queries"), py::arg("keys"), py::arg("bh0"), py::arg("q0"),
+        py::arg("k0"), py::arg("threads"),
+        "Attention weights (heads, queries, keys), contiguous, dropped by the attention law; (bh0, q0, k0): the global "
+        "indices of the first.");
   m.def("add_noise",
         [](py::bytes record, int generator, int type, double sigma, u64 x, u64 out, i64 n, u64 e0, int threads) {
           PerturbJob job = perturb_job(PerturbOp::add_noise, record, kTagNormal, generator, type, x, out, n, e0);

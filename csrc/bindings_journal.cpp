@@ -72,10 +72,10 @@ void bind_journal(py::module_& m) {
           [](Script& s, u64 number, py::bytes body) {
             std::string_view b = body;
             RecordHead head = head_of(b);
-            const size_t data = head.type == RecordType::key ? 32 : 0;
-            if ((head.type != RecordType::key && head.type != RecordType::draw && head.type != RecordType::step) ||
+            const size_t data = head.type == RecordType::key || head.type == RecordType::group ? 32 : 0;
+            if ((!data && head.type != RecordType::draw && head.type != RecordType::step) ||
                 b.size() != sizeof(head) + data)
-              throw py::value_error("a record of a key, a draw or a step");
+              throw py::value_error("a record of a key, a draw, a group key or a step");
             s.add(number, head, bytes_of(b) + sizeof(head));
           },
           py::arg("number"), py::arg("body"))

@@ -166,7 +166,7 @@ void bind_key(py::module_& m) {
   }  // a Python built without OpenSSL
 
   py::class_<PyKeyring>(m, "Keyring", "Draws subkey records by the rules of the tape, freshness and starvation.")
-      .def(py::init<Ring*, size_t, py::function>(), py::arg("ring"), py::arg("tape_entries"), py::arg("on_refusal"),
+      .def(py::init<RingReader*, size_t, py::function>(), py::arg("ring"), py::arg("tape_entries"), py::arg("on_refusal"),
            py::keep_alive<1, 2>())
       .def_readwrite("on_repeat", &PyKeyring::on_repeat)
       .def_readwrite("on_unscripted", &PyKeyring::on_unscripted)

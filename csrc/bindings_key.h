@@ -8,7 +8,7 @@
 namespace everett {
 
 struct PyKeyring : Keyring {
-  PyKeyring(Ring* ring, size_t tape_entries, pybind11::function refuse)
+  PyKeyring(RingReader* ring, size_t tape_entries, pybind11::function refuse)
       : Keyring(ring, tape_entries),
         on_refusal(std::move(refuse)),
         on_repeat(pybind11::none()),

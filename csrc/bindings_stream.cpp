@@ -101,11 +101,12 @@ void bind_stream(py::module_& m) {
   m.def("fill",
         [](int kind, py::bytes record, int generator, u32 tag, int type, u64 p, u64 out, py::tuple size,
            py::tuple p_stride, py::tuple out_stride, py::tuple e_stride, u64 e0, u32 s, int threads) {
-          if (kind < 0 || kind > 6) throw py::value_error("unknown kind of fill");
+          if (kind < 0 || kind > 8) throw py::value_error("unknown kind of fill");
           FillJob job{};
           job.kind = static_cast<Fill>(kind);
           job.type = static_cast<DType>(type);
           if ((job.kind == Fill::integers) != (job.type == DType::i64)) throw py::value_error("integers are int64");
+          if (job.kind >= Fill::gamma && job.type != DType::f64) throw py::value_error("gamma variates are fp64");
           if (job.kind >= Fill::bernoulli && p == 0) throw py::value_error("this fill takes parameters");
           job.generator = generator_named(generator);
           job.stream = stream_of(record, tag, s);

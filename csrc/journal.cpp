@@ -106,6 +106,12 @@ Drawn Journal::see(const KeyRequest& request, Drawn drawn, u64 ticket, const u8 
   return append(head, key, with_key ? 32 : 0) ? drawn : Drawn::unrecorded;
 }
 
+void Journal::group_key(Family family, const u8 key[32]) {
+  RecordHead head{RecordType::group};
+  head.family = u8(family);
+  append(head, key, 32);
+}
+
 void Journal::boundary(u64 boundaries, u64 draws) {
   if (mark_.forked()) return;
   RecordHead head{RecordType::step};

@@ -36,6 +36,7 @@ class Journal : public KeyWitness {
   Journal& operator=(const Journal&) = delete;
 
   Drawn see(const KeyRequest& request, Drawn drawn, u64 ticket, const u8 key[32]) override;
+  void group_key(Family family, const u8 key[32]) override;
   void boundary(u64 boundaries, u64 draws) override;
   // Direct words taken from the source, before they are used. False: not recorded, they must be destroyed.
   bool words(i32 device, u8 store, const u8* data, size_t n);

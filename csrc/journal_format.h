@@ -15,12 +15,15 @@ enum class RecordType : u8 {
   state = 5,  // data: the state of torch's generator of `device`, as torch serializes it
   load = 6,   // counters continue from a checkpoint: number, ticket; data: JSON
   close = 7,  // the end; number: records before this one; data: JSON
+  use = 8,    // a GPU's op uses words that were copied there; number: of its granules
+  drop = 9,   // the words on a GPU that were not used were destroyed there
+  group = 10, // a family's key that is shared by a group of processes; data: the key, which `shared` draws then have
 };
 
 struct RecordHead {
   RecordType type;
   u8 drawn = 0;      // key, draw: 0 fresh, 1 stretched, 2 shared, 3 reused, 4 replayed
-  u8 family = 0;     // key, draw: 0 rank, 1 world, 2 the key of a GPU's captured graphs
+  u8 family = 0;     // key, draw, group: 0 rank, 1 world; a key that is itself asked for: 2 for captured graphs, 3 to share
   u8 store = 0;      // words: 0 the host, 1 a GPU's pool, 2 its lane for captured graphs
   i32 device = -1;   // -1 the CPU, else the CUDA index
   u32 generator = 0;

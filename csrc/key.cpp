@@ -56,7 +56,7 @@ void stretched_key(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/stre
 void key_to_share(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/share", key, out); }
 void key_commitment(const u8 key[32], u8 out[32]) { labelled_hash("everett/1/commit", key, out); }
 
-Keyring::Keyring(Ring* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
+Keyring::Keyring(RingReader* ring, size_t tape_entries) : pages_(sizeof(Secrets)), ring_(ring), tape_(tape_entries) {}
 
 Drawn Keyring::draw(const KeyRequest& request, Subkey& out, u64& ticket) {
   Offer nothing;
@@ -239,7 +239,7 @@ Drawn Keyring::take_waiting(const KeyRequest& request, u8 key[32], u64& ticket,
     Offer offer;
     Drawn drawn = take(request, offer, key, ticket);
     if (drawn != Drawn::must_wait) return drawn;
-    Ring* ring;
+    RingReader* ring;
     double timeout_s;
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -295,7 +295,7 @@ void Keyring::continue_from(const KeyCounters& counters) {
   counters_.stretched_in_a_row = 0;  // the ratchet's, which nobody continues
 }
 
-void Keyring::set_ring(Ring* ring) {
+void Keyring::set_ring(RingReader* ring) {
   std::lock_guard<std::mutex> lock(mutex_);
   ring_ = ring;
   wipe(&secrets(), sizeof(Secrets));
@@ -309,6 +309,7 @@ void Keyring::set_ring(Ring* ring) {
 void Keyring::set_group_key(Family family, const u8 key[32]) {
   if (mark_.forked()) return;
   std::lock_guard<std::mutex> lock(mutex_);
+  if (witness_) witness_->group_key(family, key);
   memcpy(secrets().group_keys[int(family)], key, 32);
   group_[int(family)] = GroupKey::set;
 }

@@ -12,7 +12,7 @@
 #include <mutex>
 
 #include "law/subkey.h"
-#include "ring.h"
+#include "ring_reader.h"
 #include "secret_pages.h"
 #include "tape.h"
 
@@ -89,6 +89,8 @@ class KeyWitness {
   // A draw that is about to happen; key: that of a fresh or stretched one. Answers `drawn`, or a refusal: then the key
   // is wiped and the draw has not happened.
   virtual Drawn see(const KeyRequest& request, Drawn drawn, u64 ticket, const u8 key[32]) = 0;
+  // A family's group key was brought from outside. If that cannot be recorded, or differs, every draw is refused.
+  virtual void group_key(Family family, const u8 key[32]) = 0;
   // A step ended; both counts are up to and including now.
   virtual void boundary(u64 boundaries, u64 draws) = 0;
 };
@@ -107,7 +109,7 @@ struct KeyCounters {
 class Keyring {
  public:
   // The ring must outlive the keyring or its replacement by set_ring.
-  Keyring(Ring* ring, size_t tape_entries);
+  Keyring(RingReader* ring, size_t tape_entries);
   Keyring(const Keyring&) = delete;
   Keyring& operator=(const Keyring&) = delete;
 
@@ -139,7 +141,7 @@ class Keyring {
   void continue_from(const KeyCounters& counters);
   // Another source: keys on the tape stay for recomputations, but nothing is stretched from the old source's key, and group
   // keys are withheld until they are set again.
-  void set_ring(Ring* ring);
+  void set_ring(RingReader* ring);
   KeyCounters counters() const;
   bool forked() const { return mark_.forked(); }
 
@@ -179,7 +181,7 @@ class Keyring {
   SecretPages pages_;
   // Held for well under a microsecond: never while waiting, hashing or asking for the GIL. A journal adds its write(2).
   mutable std::mutex mutex_;
-  Ring* ring_;
+  RingReader* ring_;
   KeyWitness* witness_ = nullptr;
   Tape tape_;
   KeyPolicy policy_;

@@ -3,20 +3,16 @@
 
 #include <string.h>
 
+#include <unistd.h>
+
 #include <algorithm>
-#include <chrono>
 #include <stdexcept>
+
+#include "deadline.h"
 
 namespace everett {
 
 namespace {
-
-std::chrono::steady_clock::time_point deadline_in(double timeout_s) {
-  constexpr double kForever = 1e9;  // 31 years
-  return std::chrono::steady_clock::now() +
-         std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-             std::chrono::duration<double>(timeout_s < 0 ? kForever : std::min(timeout_s, kForever)));
-}
 
 size_t power_of_two(size_t n) {
   if (n == 0 || (n & (n - 1)) != 0) throw std::invalid_argument("ring capacity must be a power of two");
@@ -42,9 +38,22 @@ void Ring::clear(uint64_t from, size_t n) {
 // A reader is woken only when its bytes may be there: woken at each put, one that draws as fast as bits come cost a fifth
 // of a core in context switches.
 void Ring::wake_readers() {
+  if (size_t at = armed_.load(); head_.load() - tail_.load() >= at && armed_.compare_exchange_strong(at, SIZE_MAX))
+    signal_now();
   if (readers_waiting_.load() == 0 || head_.load() - tail_.load() < least_wanted_.load()) return;
   { std::lock_guard<std::mutex> lock(locks_->sleep); }
   locks_->readable.notify_all();
+}
+
+void Ring::signal_now() {
+  const uint64_t one = 1;
+  if (const int fd = signal_fd_.load(); fd >= 0 && write(fd, &one, sizeof one) < 0) {  // full: it has been woken before
+  }
+}
+
+void Ring::arm(size_t n) {
+  armed_.store(n);
+  wake_readers();  // they may be there already
 }
 
 // A writer that found the ring full sleeps until a quarter of it is free: woken at each take of 32 bytes, every draw
@@ -105,20 +114,6 @@ Take Ring::take(uint8_t* out, size_t n, double timeout_s) {
   return got;
 }
 
-size_t Ring::discard(size_t n, double timeout_s) {
-  uint8_t piece[65536];
-  const auto deadline = deadline_in(timeout_s);
-  size_t done = 0;
-  while (done < n) {
-    size_t now = std::min({n - done, sizeof piece, capacity_});
-    double left = std::chrono::duration<double>(deadline - std::chrono::steady_clock::now()).count();
-    if (take(piece, now, std::max(left, 0.0)) != Take::ok) break;
-    done += now;
-  }
-  wipe(piece, sizeof piece);
-  return done;
-}
-
 bool Ring::put(const uint8_t* data, size_t n) {
   while (n > 0) {
     if (mark_.forked() || end_.load() != Take::ok) return false;
@@ -155,6 +150,7 @@ size_t Ring::destroy_unread() {
     tail_.store(head);
   }
   wake_writer();
+  signal_now();
   return n;
 }
 
@@ -166,6 +162,7 @@ void Ring::end(Take why) {
   { std::lock_guard<std::mutex> lock(locks_->sleep); }
   locks_->readable.notify_all();
   locks_->writable.notify_all();
+  signal_now();
 }
 
 bool Ring::reopen() {
@@ -173,7 +170,10 @@ bool Ring::reopen() {
   destroy_unread();
   Take now = end_.load();
   while (now != Take::closed)
-    if (end_.compare_exchange_weak(now, Take::ok)) return true;
+    if (end_.compare_exchange_weak(now, Take::ok)) {
+      signal_now();
+      return true;
+    }
   return false;
 }
 

@@ -15,57 +15,41 @@
 #include <memory>
 #include <mutex>
 
+#include "ring_reader.h"
 #include "secret_pages.h"
 
 namespace everett {
 
-// What a take answers. Every answer but `ok` leaves the caller's buffer untouched and takes nothing.
-// From `ended` to `closed` in order of rank: a later end replaces an earlier one only if it ranks higher.
-enum class Take {
-  ok,
-  empty,   // not enough bytes now (try_take) or in time (take)
-  ended,   // the source is exhausted, and fewer bytes are left than were asked for
-  failed,  // the source broke, and fewer bytes are left than were asked for
-  alarm,   // a permanent health alarm stands
-  closed,  // the source was closed
-  forked,  // this process is a forked child of the one that opened the source
-};
-
-class Ring {
+class Ring final : public RingReader {
  public:
   // capacity: bytes, a power of two; throws std::invalid_argument otherwise.
   explicit Ring(size_t capacity);
-  ~Ring();
-  Ring(const Ring&) = delete;
-  Ring& operator=(const Ring&) = delete;
+  ~Ring() override;
 
-  // Consumers. All n bytes or nothing; n may not exceed the capacity (std::invalid_argument).
-  Take try_take(uint8_t* out, size_t n);
-  // Waits up to timeout_s seconds (negative: as long as it takes). Call without Python's GIL.
-  Take take(uint8_t* out, size_t n, double timeout_s);
-  // Takes n bytes piece by piece and destroys them; returns how many there were before a take failed or timed out.
-  size_t discard(size_t n, double timeout_s);
+  // Consumers.
+  Take try_take(uint8_t* out, size_t n) override;
+  Take take(uint8_t* out, size_t n, double timeout_s) override;
 
   // Producer. Waits for room; false when the ring was ended or closed before all bytes were in (the rest is dropped).
   bool put(const uint8_t* data, size_t n);
-  // Zeroes and drops all unread bytes (an alarm); returns how many there were.
-  size_t destroy_unread();
-  // How often that happened, also with nothing unread. Who keeps bytes that were taken ahead, such as words on a GPU, must
-  // destroy them when this has changed since the take.
-  uint64_t destructions() const { return destructions_.load(); }
-  // From now on takes answer `why` (for `ended` and `failed`: once the unread bytes do not suffice). Wakes everybody.
-  void end(Take why);
+  size_t destroy_unread() override;
+  uint64_t destructions() const override { return destructions_.load(); }
+  void end(Take why) override;
+  // How it was ended; `ok` while it was not.
+  Take ended() const { return end_.load(); }
   // An operator starts over after any end but `closed`: unread bytes are destroyed, counts go on. False when closed.
   bool reopen();
 
-  bool forked() const { return mark_.forked(); }
-  size_t capacity() const { return capacity_; }
-  bool locked() const { return pages_.locked(); }
-  // Counts of one instant; all zero in a forked child.
-  struct Counts {
-    uint64_t in, out, destroyed, unread;  // in = out + destroyed + unread
-  };
-  Counts counts() const;
+  bool forked() const override { return mark_.forked(); }
+  size_t capacity() const override { return capacity_; }
+  bool locked() const override { return pages_.locked(); }
+  Counts counts() const override;
+
+  // For a consumer that waits for several rings at once. `fd`, an eventfd that outlives the ring or the next call of this
+  // (-1: none), is written when the ring ends, begins anew or is emptied by an alarm, and once after each arm(n), as soon
+  // as n bytes or more are unread.
+  void signal(int fd) { signal_fd_.store(fd); }
+  void arm(size_t n);
   // Unread bytes are zero where nothing is unread: for tests.
   bool all_zero() const;
 
@@ -79,6 +63,7 @@ class Ring {
   Take attempt(uint8_t* out, size_t n);
   void clear(uint64_t from, size_t n);
   void wake_readers();
+  void signal_now();
   void wake_writer();
   bool writer_may_go(uint64_t head) const;
 
@@ -94,6 +79,8 @@ class Ring {
   std::atomic<Take> end_{Take::ok};
   std::atomic<int> readers_waiting_{0}, writers_waiting_{0};
   std::atomic<size_t> least_wanted_{SIZE_MAX};  // bytes; at most what any waiting reader wants
+  std::atomic<int> signal_fd_{-1};
+  std::atomic<size_t> armed_{SIZE_MAX};  // bytes at which signal_fd_ is written
   std::unique_ptr<Locks> locks_{std::make_unique<Locks>()};
 };
 

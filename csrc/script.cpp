@@ -6,9 +6,12 @@
 namespace everett {
 namespace {
 
-constexpr i64 kGraphs = -2;
+constexpr i64 kGraphs = -2, kGroups = -3;
 
-i64 lane_of(const RecordHead& head) { return head.family == 2 ? kGraphs : head.device; }
+i64 lane_of(const RecordHead& head) {
+  if (head.type == RecordType::group) return kGroups;
+  return head.family == 2 ? kGraphs : head.device;
+}
 
 bool same_draw(const RecordHead& a, const RecordHead& b) {
   return a.family == b.family && a.device == b.device && a.generator == b.generator && a.number[0] == b.number[0] &&
@@ -56,12 +59,46 @@ void Script::add(u64 number, const RecordHead& head, const u8* key) {
     return;
   }
   if (steps_added_ < steps_done_ && !difference_) differ_at_step(number, &head);
-  Entry& e = lanes_[lane_of(head)].emplace_back();
+  const bool waited_for = head.type == RecordType::group && !group_keys_.empty();
+  Lane brought_before;
+  Entry& e = (waited_for ? brought_before : lanes_[lane_of(head)]).emplace_back();
   e.head = head;
   e.number = number;
   e.step = steps_added_;
   memset(e.key, 0, 32);
-  if (head.type == RecordType::key) memcpy(e.key, key, 32);
+  if (head.type != RecordType::draw) memcpy(e.key, key, 32);
+  if (waited_for) {
+    compare_group_key(e, group_keys_.front());
+    group_keys_.pop_front();
+  }
+}
+
+void Script::compare_group_key(const Entry& recorded, const Entry& brought) {
+  if (difference_) return;
+  if (recorded.head.family == brought.head.family && memcmp(recorded.key, brought.key, 32) == 0) {
+    seen_++;
+    return;
+  }
+  Difference d;
+  d.record = recorded.number;
+  d.expected = recorded.head;
+  d.asked = brought.head;
+  difference_ = d;
+}
+
+// The lane may hold no record yet: then the key is compared when its record comes, before any draw of the next records.
+void Script::group_key(Family family, const u8 key[32]) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Entry brought{RecordHead{RecordType::group}, 0, steps_done_, {}};
+  brought.head.family = u8(family);
+  memcpy(brought.key, key, 32);
+  Lane& lane = lanes_[kGroups];
+  if (lane.empty()) {
+    group_keys_.push_back(brought);
+    return;
+  }
+  compare_group_key(lane.front(), brought);
+  lane.pop_front();
 }
 
 void Script::end(u64 number) {

@@ -1,7 +1,7 @@
 // The replay's side of the keys: recorded draws, handed in record by record, give their keys again to a program that
 // asks for the same draws in the same order, and refuse everything from the first difference on.
 //
-// The order counts per lane: a device's draws, and the graphs' keys. Threads that draw on different devices may come in
+// The order counts per lane: a device's draws, the graphs' keys, and the keys of groups of processes. Threads that draw on different devices may come in
 // another order than they did. Steps are fences over all lanes: a draw belongs to the step it was recorded in.
 //
 // Never waits for records: it answers `unscripted`, and who has the GIL hands in more and draws again.
@@ -24,7 +24,7 @@ class Script : public KeyWitness {
     u64 record = 0;
     std::optional<RecordHead> expected;
     bool asked_step = false;          // the program ended a step; else it asked for the draw in `asked`
-    RecordHead asked{RecordType::draw};  // `drawn` is meaningful if drawn_known
+    RecordHead asked{RecordType::draw};  // or a group key; `drawn` is meaningful if drawn_known
     bool drawn_known = false;
   };
 
@@ -36,6 +36,7 @@ class Script : public KeyWitness {
   bool gives_keys() const override { return true; }
   Drawn give(const KeyRequest& request, u8 key[32]) override;
   Drawn see(const KeyRequest& request, Drawn drawn, u64 ticket, const u8 key[32]) override;
+  void group_key(Family family, const u8 key[32]) override;
   void boundary(u64 boundaries, u64 draws) override;
 
   std::optional<Difference> difference() const;
@@ -58,10 +59,12 @@ class Script : public KeyWitness {
   static RecordHead asked(const KeyRequest& request);
   Entry* next(const KeyRequest& request, Drawn& refusal);
   void differ(const KeyRequest& request, std::optional<Drawn> drawn, u64 record, const RecordHead* expected);
+  void compare_group_key(const Entry& recorded, const Entry& brought);
   void differ_at_step(u64 record, const RecordHead* expected);
 
   mutable std::mutex mutex_;
-  std::map<i64, Lane> lanes_;  // by device; the graphs' keys below every device
+  std::map<i64, Lane> lanes_;  // by device; below every device the graphs' keys and the groups'
+  std::deque<Entry> group_keys_;  // brought by the program before their records were here
   std::deque<Step> steps_;     // recorded, and not ended by the program yet
   u64 steps_added_ = 0, steps_done_ = 0, seen_ = 0;
   std::optional<u64> end_;

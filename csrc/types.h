@@ -25,9 +25,11 @@ enum class MaskedOp : int { dropout = 0, dropout_add = 1, affine = 2 };
 // Keep masks can also be stored by themselves, a bit an element (the op keep_bits): bit i of the output, little endian
 // within its byte, is 1 where element i is kept.
 
-// Fills. bernoulli and integers take a parameter of 8 bytes, one for each element or one for all: a probability (fp64), or
-// how many integers there are, 0, 1, ... (64 bits, 0 standing for 2^64).
-enum class Fill : int { words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5, integers = 6 };
+// Fills. The last four take a parameter of 8 bytes, one for each element or one for all: a probability (fp64), how many
+// integers there are, 0, 1, ... (64 bits, 0 standing for 2^64), or the shape of a gamma distribution (fp64).
+enum class Fill : int {
+  words = 0, uniform = 1, normal = 2, exponential = 3, gumbel = 4, bernoulli = 5, integers = 6, gamma = 7, log_gamma = 8
+};
 
 // Contiguous rows of `columns` elements: v = in + bias (one row of it, or null), and then
 //   bias_dropout_add     out = (keep ? v * scale : 0) + extra

@@ -31,6 +31,7 @@ GROUP = "everett_cuda.drivers"
 _BUILT_IN = {
     scheme: EntryPoint(scheme, f"everett_cuda.drivers.{place}", GROUP)
     for scheme, place in (
+        ("broker", "broker:BrokerDriver"),
         ("quantis-pcie", "quantis_pcie:QuantisPcieDriver"),
         ("quantis-usb", "quantis_usb:QuantisUsbDriver"),
         ("qcicada", "qcicada:QCicadaDriver"),
@@ -106,7 +107,8 @@ def driver_of(uri: SourceURI) -> type[Driver]:
 
 
 def open_driver(text: str) -> Driver:
-    """Opens the driver that a URI names; `auto` is the first real local quantum device that can be opened.
+    """Opens the driver that a URI names; `auto` is the first real local quantum device that can be opened, or before
+    that a broker that serves quantum bits.
 
     Raises UnknownScheme, BadParameter, DeviceNotFound, SourceExhausted (a recording with no bytes) or SourceError.
     """

@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..errors import SourceError
+
+if TYPE_CHECKING:
+    from .._C import RingReader
 
 Kind = Literal["quantum", "quantum-remote", "electronic", "recorded", "simulated"]
 BitOrder = Literal["msb_first", "lsb_first"]
@@ -118,6 +121,8 @@ class Driver(abc.ABC):
     metered: bool = False
     loop: bool = False  # begins again at its end, by request
     passes: int = 0  # how often it has begun again; a read never reaches across
+    # Of `broker:` alone: where bits arrive that were tested and conditioned already. It gives no raw bytes.
+    ring: "RingReader | None" = None
     details: Mapping[str, str] = MappingProxyType({})
 
     @classmethod

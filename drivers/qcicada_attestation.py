@@ -16,13 +16,13 @@ import hashlib
 import os
 import re
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import HealthAlarm, SourceError
 from .contract import require
 from .qcicada_protocol import KEY_BYTES, SIGNATURE_BYTES, Info, Link, Refused
+from .spend import now_utc
 
 ec = require("cryptography.hazmat.primitives.asymmetric.ec", "sign", "cryptography")
 utils = require("cryptography.hazmat.primitives.asymmetric.utils", "sign", "cryptography")
@@ -132,7 +132,7 @@ def attest(link: Link, info: Info, root: "ec.EllipticCurvePublicKey | None" = No
         raise SourceError(f"{info.serial}: the signature of an attestation read is wrong; it may be an imitation")
     if root is not None and not verify(root, certified_message(info, key), certificate):
         raise SourceError(f"{info.serial}: its certificate was not signed by the key in root=; it may be an imitation")
-    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    date = now_utc()
     first_seen = _remember(info.serial, key, data, signature, date, vouched_for=root is not None)
     if root is not None:
         trust = f"genuine device: the configured root certified it as {info.serial}, {info.hardware}"

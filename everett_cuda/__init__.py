@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 # Where each public name lives. None may be the name of a module as well: importing that would put it in its place.
 _PUBLIC = {
+    "attention": ("scaled_dot_product_attention",),
     "categories": ("multinomial",),
+    "distributions": ("beta", "cauchy", "dirichlet", "gamma", "geometric", "log_normal", "normal", "uniform"),
     "errors": (
         "BadParameter", "DeviceNotFound", "EverettError", "ForkedError", "HealthAlarm", "JournalError", "LedgerError",
         "NoDistribution", "RNGDesync", "ReplayMismatch", "ReplayMiss", "SourceError", "SourceExhausted",
@@ -21,6 +23,7 @@ _PUBLIC = {
     ),
     "fused": ("add_noise", "bias_dropout_add", "bias_gelu_dropout", "stochastic_round"),
     "generator": ("Generator",),
+    "in_place": ("fill_",),
     "integers": ("randint", "randint_like", "randperm"),
     "interception": ("install", "intercept", "uninstall"),
     "journal_file": ("read_journal",),
@@ -30,11 +33,13 @@ _PUBLIC = {
     "nn": ("convert",),
     "noise": ("bernoulli", "exponential", "gumbel", "rand", "rand_like", "randn", "randn_like", "random_words"),
     "ops": ("alpha_dropout", "drop_path", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_add"),
+    "reach": ("coverage",),
     "rekey": ("rekey_torch",),
     "replaying": ("replay",),
     "seeding": ("seed_everything",),
     "session": ("close", "current_source", "open", "status"),
     "source": ("Source",),
+    "state": ("load_state_dict", "state_dict"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -44,7 +49,9 @@ __all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __getattr__
     from . import distributed, nn
+    from .attention import scaled_dot_product_attention
     from .categories import multinomial
+    from .distributions import beta, cauchy, dirichlet, gamma, geometric, log_normal, normal, uniform
     from .errors import (
         BadParameter,
         DeviceNotFound,
@@ -66,6 +73,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     )
     from .fused import add_noise, bias_dropout_add, bias_gelu_dropout, stochastic_round
     from .generator import Generator
+    from .in_place import fill_
     from .integers import randint, randint_like, randperm
     from .interception import install, intercept, uninstall
     from .journal_file import read_journal
@@ -75,11 +83,13 @@ if TYPE_CHECKING:  # the same for editors and type checkers, which do not run __
     from .nn import convert
     from .noise import bernoulli, exponential, gumbel, rand, rand_like, randn, randn_like, random_words
     from .ops import alpha_dropout, drop_path, dropout, dropout1d, dropout2d, dropout3d, dropout_add
+    from .reach import coverage
     from .rekey import rekey_torch
     from .replaying import replay
     from .seeding import seed_everything
     from .session import close, current_source, open, status
     from .source import Source
+    from .state import load_state_dict, state_dict
 
 
 def __getattr__(name: str):

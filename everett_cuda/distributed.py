@@ -107,15 +107,11 @@ class _Policy:
         )
 
     def end(self) -> None:
-        """Its groups go; a rank without a source has no keys then."""
+        """A rank without a source has no keys then."""
         if self.root.ring is not None and session.open_source() is None:
             keys.detach()
         self.root.stop(SourceError("ev.distributed.teardown() was called."))
         keys.clear_group_keys()
-        if dist.is_initialized():
-            for group in (self.within, self.job):
-                if group is not None:
-                    dist.destroy_process_group(group.handle)
 
 
 _policy: _Policy | None = None
@@ -151,27 +147,18 @@ def setup(
         raise EverettError("torch.distributed is not initialized. Call dist.init_process_group(...) first, or use torchrun.")
     teardown()
     ranks = tuple(sorted(dist.get_process_group_ranks(world or dist.group.WORLD)))
-    job = RankGroup.make(ranks, "job", timeout_s)
-    within = None
+    job = RankGroup(ranks, "job", timeout_s)
+    said = job.gather(say(_ranks_of(same_within), (source_ranks, interval_steps)))
+    check(said, source_ranks)
+    shared_with = said[ranks.index(job.rank)].shared_with
+    within = RankGroup(shared_with, "same_within group", timeout_s) if len(shared_with) > 1 else None
+    giver = givers([s.rank for s in said if s.source], {s.rank: s.host for s in said})
+    policy = _Policy(job, within, RootKeys(job, giver), provenance_of(said, giver), interval_steps)
     try:
-        said = job.gather(say(_ranks_of(same_within), (source_ranks, interval_steps)))
-        check(said, source_ranks)
-        shared_with = said[ranks.index(job.rank)].shared_with
-        if len(shared_with) > 1:
-            within = RankGroup.make(shared_with, "same_within group", timeout_s)
-        giver = givers([s.rank for s in said if s.source], {s.rank: s.host for s in said})
-        policy = _Policy(job, within, RootKeys(job, giver), provenance_of(said, giver), interval_steps)
-        try:
-            policy.renew_keys(root=True)
-            keys.step()  # no draw from here on finds a key of before
-        except BaseException:
-            policy.end()
-            job = within = None
-            raise
+        policy.renew_keys(root=True)
+        keys.step()  # no draw from here on finds a key of before
     except BaseException:
-        for group in (within, job):
-            if group is not None:
-                dist.destroy_process_group(group.handle)
+        policy.end()
         raise
     followers.follow(policy, first=True)  # before GPUs, whose graphs take the new key
     _policy = policy

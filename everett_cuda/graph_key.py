@@ -16,7 +16,7 @@ import torch
 
 from . import keys
 from .errors import EverettError, ReplayMiss
-from .nonce import graph_task_id, keep_graph
+from .nonce import graph_task_id, keep_graph, random_
 
 ROWS = 64  # records that one random kernel and one derivation make together: two small kernels for 64 ops
 
@@ -46,7 +46,7 @@ class GraphKey:
         if not self._ready:
             self._refresh(stream)
             # CUDA loads a kernel at its first launch, which is better not a captured one: here are the two of a capture.
-            self._records(torch.empty(1, 2, dtype=torch.int64, device=self._device).random_(-(2**63), None), stream)
+            self._records(random_(torch.empty(1, 2, dtype=torch.int64, device=self._device), -(2**63), None), stream)
 
     def _refresh(self, stream: int) -> None:
         with self._lock:
@@ -84,7 +84,7 @@ class GraphKey:
             if used == ROWS:
                 self._require_key()
                 nonces = torch.empty(ROWS, 2, dtype=torch.int64, device=self._device)
-                rows, used = self.derive(nonces.random_(-(2**63), None), stream), 0
+                rows, used = self.derive(random_(nonces, -(2**63), None), stream), 0
             self._rows[stream] = rows, used + 1
             return rows[used]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import keys, stand_ins_init, stand_ins_noise  # noqa: F401 - stand-ins register themselves
+from . import keys, stand_ins_init, stand_ins_methods  # noqa: F401 - stand-ins register themselves
 from .errors import EverettError
 from .stand_ins import INSTALLED, STAND_INS, own
 

@@ -22,14 +22,20 @@ from .errors import JournalError
 
 MAGIC = b"EVERETTJ"
 VERSION = 1
-KEY, DRAW, WORDS, STEP, STATE, LOAD, CLOSE = range(1, 8)
-TYPES = {KEY: "key", DRAW: "draw", WORDS: "words", STEP: "step", STATE: "state", LOAD: "load", CLOSE: "close"}
+KEY, DRAW, WORDS, STEP, STATE, LOAD, CLOSE, USE, DROP, GROUP = range(1, 11)
+TYPES = dict(enumerate(("key", "draw", "words", "step", "state", "load", "close", "use", "drop", "group"), start=1))
 DRAWN = ("fresh", "stretched", "shared", "reused", "replayed")
 FAMILIES = ("rank", "world", "graph", "to share")
 _NAMELESS = {2: "for captured graphs", 3: "for a group of processes"}
 STORES = ("host", "pool", "lane")
 ENCRYPTED = "AES-256-GCM"
 IN_CLEAR = "none: whoever reads this file knows every key"
+
+# How `everett replay` tells a program that it is replayed; REPORT: a folder for what became of it.
+REPLAY_VARIABLE = "EVERETT_REPLAY"
+REPLAY_KEY_FILE_VARIABLE = "EVERETT_REPLAY_KEY_FILE"
+REPLAY_ALLOW_VERSIONS_VARIABLE = "EVERETT_REPLAY_ALLOW_VERSIONS"
+REPLAY_REPORT_VARIABLE = "EVERETT_REPLAY_REPORT"
 
 _START = struct.Struct("<8sII")
 _U32 = struct.Struct("<I")
@@ -62,7 +68,7 @@ class Record:
         type_, drawn, family, store, device, generator, zero, ticket, number = _HEAD.unpack_from(body)
         data = bytes(body[_HEAD.size :])
         known = type_ in TYPES and drawn < len(DRAWN) and family < len(FAMILIES) and store < len(STORES) and not zero
-        if not known or (type_ == KEY and len(data) != 32) or (type_ in (DRAW, STEP) and data):
+        if not known or (type_ in (KEY, GROUP) and len(data) != 32) or (type_ in (DRAW, STEP) and data):
             raise ValueError("its fields have values that this version does not know")
         return cls(index, type_, drawn, family, store, device, generator, ticket, number, data)
 
@@ -88,6 +94,8 @@ class Record:
                 f"draw {self.ticket}: {DRAWN[self.drawn]}, {FAMILIES[self.family]} family, nonce {self.number.hex()} of "
                 f"generator {self.generator} of {where}"
             )
+        if self.type == GROUP:
+            return f"a key of the {FAMILIES[self.family]} family for a group of processes"
         if self.type == WORDS:
             return f"take {self.ticket}: {len(self.data)} bytes of direct words for {where} ({STORES[self.store]})"
         if self.type == STEP:
@@ -96,6 +104,10 @@ class Record:
             return f"state of torch's generator of {where} ({len(self.data)} bytes)"
         if self.type == LOAD:
             return f"counters continue from draw {self.ticket}, step {self.count}"
+        if self.type == USE:
+            return f"an op on {where} uses {self.count} granules of direct words ({STORES[self.store]})"
+        if self.type == DROP:
+            return f"unused direct words on {where} are destroyed ({STORES[self.store]})"
         return f"end of the journal after {self.count} records ({self.data.decode(errors='replace')})"
 
     __repr__ = __str__

@@ -51,7 +51,7 @@ class Journal:
         self._draws_before = before["draws"]
         self._is_open = True
         keys.watch(self._writer, f"the journal {path} is being written, and its header names its source", self._error)
-        self._source.on_take = self._take
+        self._source.witness = self
 
     def _header(self, before: dict, continues: dict | None) -> tuple[bytes, bytes | None, bytes]:
         salt = secrets.token_bytes(32)
@@ -75,8 +75,21 @@ class Journal:
         head = journal_file.Record(0, type_, device=device, ticket=ticket, number=number).head
         return self._writer.append(head, data)
 
-    def _take(self, words: memoryview, device: int, store: int) -> None:
+    # --- direct words: a DirectWitness (source.py) ---------------------------------------------------------------------
+
+    def record_words(self, words: memoryview, device: int, store: int) -> None:
         if not self._writer.words(words, device, store):
+            raise self._error("unrecorded")
+
+    def record_use(self, granules: int, device: int, store: int) -> None:
+        self._record_store(journal_file.USE, granules, device, store)
+
+    def record_drop(self, device: int, store: int) -> None:
+        self._record_store(journal_file.DROP, 0, device, store)
+
+    def _record_store(self, type_: int, count: int, device: int, store: int) -> None:
+        number = count.to_bytes(16, "little")
+        if not self._writer.append(journal_file.Record(0, type_, store=store, device=device, number=number).head, b""):
             raise self._error("unrecorded")
 
     def _error(self, reason: str) -> Exception:
@@ -127,7 +140,7 @@ class Journal:
                 return
             self._is_open = False
             keys.unwatch()
-            self._source.on_take = None
+            self._source.witness = None
             if _current is self:
                 _current = None
             if not self._writer.close(json.dumps(why)):
@@ -146,7 +159,7 @@ class Journal:
 
     # --- continuing ---------------------------------------------------------------------------------------------------
 
-    def _continue(self, counters: dict, checkpoint: dict) -> "Journal":
+    def continue_from(self, counters: dict, checkpoint: dict) -> "Journal":
         """Counters were loaded from a checkpoint. A segment without a draw goes on with them; else the next one begins, so
         that tickets rise within a file. Returns the one that is written now."""
         global _current
@@ -216,21 +229,26 @@ def journal(path: str | os.PathLike, key: bytes | None = None, *, resume: bool =
     Raises JournalError: the file exists or cannot be made, a journal is being written already, or encryption is not
     available here (no libcrypto). Once a record cannot be written (disk full), every draw raises JournalError.
     """
-    global _current
     if key is not None:
         journal_file.check_key(key)
     source = session.current_source()
     if isinstance(source, ReplayedSource):
         return source.begin()
+    file, segment = Path(str(path).replace("{rank}", str(environment.rank_and_world_size()[0]))), 0
+    if resume and os.path.lexists(file):
+        file, segment = next_segment(file)
+    return begin(file, key, segment, None)
+
+
+def begin(path: Path, key: bytes | None, segment: int, continues: dict | None) -> Journal:
+    """Segment number `segment` of a journal; continues: the position of the one that it goes on from."""
+    global _current
     if key is not None and not _C.aes_gcm_available():
         raise JournalError("encryption is not available: no libcrypto with AES-256-GCM was found; install OpenSSL")
     with _lock:
         if (now := current()) is not None:
             raise JournalError(f"the journal {now.path} is being written already; close it first")
-        file, segment = Path(str(path).replace("{rank}", str(environment.rank_and_world_size()[0]))), 0
-        if resume and os.path.lexists(file):
-            file, segment = next_segment(file)
-        _current = Journal(file, key, segment, None)
+        _current = Journal(path, key, segment, continues)
         return _current
 
 

@@ -20,7 +20,7 @@ TYPES = NOISE_TYPES | {getattr(torch, name): number for name, number in _FP8.ite
 # kind of noise: (number in the kernels, purpose tag)
 KINDS = {
     "words": (0, 8), "uniform": (1, 2), "normal": (2, 3), "exponential": (3, 4), "gumbel": (4, 4), "bernoulli": (5, 6),
-    "integers": (6, 8),
+    "integers": (6, 8), "gamma": (7, 9), "log_gamma": (8, 9),
 }  # fmt: skip
 _DROPOUT, _DROPOUT_ADD, _AFFINE = 0, 1, 2
 _SERIAL_BELOW = 32768  # elements; a second thread costs more than it gives
@@ -206,9 +206,19 @@ class Cpu:
         return y
 
     @staticmethod
+    def attention_mask(record, stream: int, p: float, x: torch.Tensor) -> torch.Tensor:
+        """Weights (heads, queries, keys), contiguous, after dropout by the attention law; p from 1/256 to 31/32."""
+        y = _empty_like(x)
+        _C.attention_mask(
+            record_bytes(record), stream, p, TYPES[x.dtype], x.data_ptr(), y.data_ptr(), *x.shape, 0, 0, 0,
+            _threads(x.numel()),
+        )  # fmt: skip
+        return y
+
+    @staticmethod
     def fill(record: bytes | torch.Tensor, fill: Fill, p: torch.Tensor | None) -> torch.Tensor:
-        """Noise expanded from a record. p: contiguous, fp64 probabilities (bernoulli) or int64 numbers of integers, 0 for
-        2^64 (integers): one an element, or one for all."""
+        """Noise expanded from a record. p: contiguous, one an element or one for all: fp64 probabilities (bernoulli), int64
+        numbers of integers, 0 for 2^64 (integers), or fp64 shapes (gamma, log_gamma)."""
         out = torch.empty(fill.shape, dtype=fill.dtype, device="cpu")
         n = out.numel()
         if n == 0:

@@ -117,6 +117,14 @@ class Cuda:
         )  # fmt: skip
         return y
 
+    def attention_mask(self, record, stream: int, p: float, x: torch.Tensor) -> torch.Tensor:
+        y = _empty_like(x)
+        self._module.attention_mask(
+            self._record(record), stream, p, TYPES[x.dtype], x.data_ptr(), y.data_ptr(), *x.shape, 0, 0, 0, self._index,
+            self._current_stream(self._index),
+        )  # fmt: skip
+        return y
+
     def fill(self, record: bytes | torch.Tensor, fill: Fill, p: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty(fill.shape, dtype=fill.dtype, device=self._device)
         n = out.numel()

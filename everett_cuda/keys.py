@@ -45,7 +45,7 @@ _NEXT_STEP = 'Call ev.open("auto") or ev.open(URI), or set EVERETT_SOURCE=URI.'
 
 _keyring: "_C.Keyring | None" = None
 _settings = {"freshness": "op", "on_starved": "stretch", "max_stretch": 2**16, "timeout_s": 60.0}
-_explain: Callable[[str], Exception | None] | None = None
+_explain: Callable[[str], Exception | str | None] | None = None
 _lock = threading.Lock()  # of the four above, innermost: ev.open comes here holding a lock of its own
 _opening = threading.RLock()
 _hook = None
@@ -324,12 +324,12 @@ def counters() -> dict[str, int]:
 
 
 def attach(
-    ring: "_C.Ring", explain: Callable[[str], Exception | None] | None = None, tape_entries: int = 2**18
+    ring: "_C.RingReader", explain: Callable[[str], Exception | str | None] | None = None, tape_entries: int = 2**18
 ) -> None:
-    """Keys come from `ring` (a `_C.Ring`) from now on. ev.open does this.
+    """Keys come from `ring` (a `_C.Ring`, or a broker's) from now on. ev.open does this.
 
     explain: given "ended", "failed", "alarm", "closed" or "forked", the source's own account of it (an exception), or
-    None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
+    None; given "starved", why no bits come now (text), or None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
     already there its tape stays as it is, so that graphs built before the source was opened again still recompute.
     """
     global _keyring, _explain, _hook, _watched_by
@@ -400,10 +400,25 @@ def detach() -> None:
     followers.forget()
 
 
+def open_in_child(uri: str) -> None:
+    """In a forked child: the next draw opens `uri` for this process. What the parent has is left as it is, locks included:
+    one of its threads may have held them."""
+    global _keyring, _explain, _lock, _opening, _child_uri
+    _parents.append(_keyring)
+    _keyring = _explain = None
+    _lock, _opening = threading.Lock(), threading.RLock()
+    _child_uri = uri
+
+
+_child_uri: str | None = None
+_parents: list = []
+
+
 def _open_from_environment() -> "_C.Keyring":
-    """The source that EVERETT_SOURCE names, opened by the first draw (not in a set-uid program)."""
-    uri = None
-    if os.geteuid() == os.getuid() and os.getegid() == os.getgid():
+    """The source that EVERETT_SOURCE names, opened by the first draw (not in a set-uid program); in a child of a broker's
+    client, that broker."""
+    uri = _child_uri
+    if uri is None and os.geteuid() == os.getuid() and os.getegid() == os.getgid():
         uri = os.environ.get("EVERETT_SOURCE") or os.environ.get("EVERETT_REPLAY")  # a replay opens no URI
     if not uri:
         raise SourceNotOpen(f"a draw was asked for before any source was open. {_NEXT_STEP}")
@@ -425,7 +440,8 @@ def _refuse(reason: str) -> None:
     if told is not None:
         raise told
     if reason == "starved":
-        raise Starved(_starved_message())
+        outage = _explain("starved") if _explain is not None else None
+        raise Starved(_starved_message() + (f" Now: {outage}." if outage else ""))
     if reason in _REPLAY_ERRORS:
         raise ReplayMiss(_REPLAY_ERRORS[reason])
     if reason == "withheld":

@@ -73,14 +73,18 @@ def of_parameters(size, dtype, device, **parameters) -> tuple[tuple[int, ...], t
             raise TypeError(f"{name}: a floating tensor or a number, got {t.dtype}")
         _refuse_strange(t, name)
         _refuse_another(device, t, name)
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors.values()))
-    size = checked_shape(size) if size else tuple(shape)
-    if tuple(torch.broadcast_shapes(size, shape)) != size:
-        raise ValueError(f"size: {' and '.join(tensors)} of shape {tuple(shape)} must broadcast to it, got {size}")
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    size = checked_shape(size) if size else None
+    try:
+        whole = tuple(torch.broadcast_shapes(*shapes.values(), *([] if size is None else [size])))
+    except RuntimeError:
+        whole = None
+    if whole is None or size not in (None, whole):
+        raise ValueError(f"size: {shapes} must broadcast to {'one shape' if size is None else size}")
     first = next(iter(tensors.values()))
     if dtype is None:
         dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors.values()))
-    return size, dtype, first.device
+    return whole, dtype, first.device
 
 
 def check_values(value, valid, rule: str) -> None:

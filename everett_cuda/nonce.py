@@ -43,7 +43,9 @@ is_inference = torch.is_inference_mode_enabled
 is_compiling = torch.compiler.is_compiling  # dynamo, or a tracer of export: those have a dispatch mode
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # a third of its time outside compilation
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_randint = torch.randint  # torch's own, also while `interception` has put ours in its place
+# torch's own, also while `interception` has put ours in their place
+_randint = torch.randint
+random_ = torch._C.TensorBase.random_
 _STRIDED = torch.strided
 
 
@@ -54,7 +56,7 @@ class NonceBuffer(threading.local):
     def __init__(self):
         with torch.inference_mode(False):
             buffer = torch.empty(2, dtype=torch.int64, device="cpu")
-        self.fill = torch._C.TensorBase.random_.__get__(buffer)  # of torch.Tensor it may be ours (`interception`)
+        self.fill = random_.__get__(buffer)
         self.address = buffer.data_ptr()
 
 

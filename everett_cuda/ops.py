@@ -221,10 +221,20 @@ def _refuse_strange(t: torch.Tensor, name: str) -> None:
         )
 
 
+def _draw_on_shards(x, mask, residual):
+    from . import dtensor
+
+    dtensor.check_mesh(x.device_mesh)
+    record = record_tensor(x.device) if mask.p < 1.0 else torch.zeros(12, dtype=torch.int32, device=x.device)
+    return dtensor.masked(x, residual, record, mask)
+
+
 def _masked_draw(x, mask, residual=None):
     """The masked op under a record of its own."""
     if x.is_meta:
         return x.clone() if residual is None else x + residual
+    if type(x).__name__ == "DTensor":  # by name: only who uses it has its module
+        return _draw_on_shards(x, mask, residual)
     eager = _is_eager(x) and (residual is None or _is_eager(residual))
     if not eager:
         _refuse_strange(x, "x")

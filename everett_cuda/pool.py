@@ -21,6 +21,7 @@ from .kernels import address
 
 SLAB_WORDS = 2048  # of 64 bits: 16 KiB, 32 direct tokens for a batch of 64
 SLABS = 4
+POOL, LANE = 1, 2  # how a source names the two stores (`Source.take_into`)
 LANE_WORDS = 4096  # words that the replays between two steps may take
 
 
@@ -38,6 +39,7 @@ class DirectPool:
         self._lane_used = False  # a captured graph takes words from it
         self._ring = None  # the ring whose bytes are here, and its count of destructions when they were taken
         self._destructions = 0
+        self._witness = None  # who was told of them
         atexit.register(self.forget)
 
     def convert(self, kind: int, type_: int, p: torch.Tensor | None, out: torch.Tensor) -> None:
@@ -57,13 +59,14 @@ class DirectPool:
         done = 0
         with self._lock:
             self._prepare()
+            source.use_words(granules, (self._index, POOL))
             while done < granules:
-                self._drop_void_words(source.ring, stream)
+                self._drop_void_words(source, stream, POOL)
                 got = self._pool.direct(*arguments, done, stream)
                 done += got
                 if not got:
                     self._fill(source, (granules - done) * words)
-            self._fill_ahead(source.ring)
+            self._fill_ahead(source)
 
     def _prepare(self) -> None:
         """Memory, at the first use: the lane's too, because none can be made during a capture."""
@@ -71,36 +74,44 @@ class DirectPool:
             self._lane = self._module.Lane(self._index, LANE_WORDS)
             self._pool = self._module.Pool(self._index, SLAB_WORDS, SLABS)
 
-    def _drop_void_words(self, ring: "_C.Ring", stream: int) -> None:
-        """Destroys the words here if they came from another source, or before an alarm."""
+    def _drop_void_words(self, source, stream: int, store: int) -> None:
+        """Destroys the words here if they came from another source, before an alarm, or before a journal began."""
+        ring, witness = source.ring, source.witness
         destructions = ring.destructions
-        if ring is self._ring and destructions == self._destructions:
+        same = ring is self._ring and destructions == self._destructions and witness is self._witness
+        if same and not source.must_drop_words((self._index, store)):
             return
         if self._ring is not None:
             self._pool.destroy()
             self._lane.destroy(stream)
-        self._ring, self._destructions = ring, destructions
+        source.drop_words((self._index, store))
+        self._ring, self._destructions, self._witness = ring, destructions, witness
 
     def _fill(self, source, words: int) -> None:
         """One slab, with at most `words`: what a slow source need not give now is left to others."""
         memory = self._pool.open()
         words = min(words, self._pool.slab_words)
         try:
-            source.take_into(memory[: 8 * words], _timeout_s())
+            taken = source.take_slab(memory, 8 * words, _timeout_s(), (self._index, POOL))
         except BaseException:
             self._pool.abandon()
             raise
-        self._pool.submit(words)
+        self._pool.submit(taken // 8)
 
-    def _fill_ahead(self, ring: "_C.Ring") -> None:
+    def _fill_ahead(self, source) -> None:
         """Whole slabs as long as the ring is more than half full, so that keys are never short for this."""
         self._pool.reap()
-        size = 8 * self._pool.slab_words
+        ring, size = source.ring, 8 * self._pool.slab_words
         while ring.unread >= size + ring.capacity // 2:
             memory = self._pool.open()
             if memory is None:
                 return
-            if ring.take_into(memory[:size], 0.0) != _C.Take.ok:
+            try:
+                ahead = source.take_ahead(memory[:size], (self._index, POOL))
+            except BaseException:
+                self._pool.abandon()
+                raise
+            if not ahead:
                 return self._pool.abandon()
             self._pool.submit(self._pool.slab_words)
 
@@ -126,12 +137,12 @@ class DirectPool:
         source = _current_source()
         with self._lock:
             *_, failed = self._lane.read(stream)
-            self._drop_void_words(source.ring, stream)
+            self._drop_void_words(source, stream, LANE)
             room = self._lane.room
             if room:
                 memory = self._lane.open(stream)
                 try:
-                    source.take_into(memory[: 8 * room], _timeout_s())
+                    source.take_into(memory[: 8 * room], _timeout_s(), (self._index, LANE))
                 except BaseException:
                     self._lane.abandon()
                     raise

@@ -8,12 +8,14 @@ So nobody leaves before everybody has come, a rank that fails takes the others w
 collective of its own. The network sees the key in the clear: gloo does not encrypt.
 """
 
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from . import errors
 from .errors import EverettError, RNGDesync
@@ -24,32 +26,45 @@ _GRACE_S = 5.0  # a collective fails on all present ranks within about this time
 CHECKED = ("step count", "CPU generator state", "CUDA generator state")
 
 
-class RankGroup:
-    """ranks: global, ascending; the process is one of them. handle: a gloo process group of exactly these. name: in
-    errors. timeout_s: how long the group waits for its last rank."""
+_made: dict[tuple, int] = {}  # how often these ranks have made a group of this name: equally often on all of them
 
-    def __init__(self, ranks: tuple[int, ...], handle: dist.ProcessGroup, name: str, timeout_s: float):
-        self.ranks = ranks
-        self.handle = handle
-        self.name = name
-        self.timeout_s = timeout_s
+
+class RankGroup:
+    """ranks: global, ascending; this process is one of them, and all of them make the group at the same point. name: in
+    errors. timeout_s: how long the group waits for its last rank.
+
+    The gloo backend is made apart from torch's list of groups: a name there depends on how many groups a rank is in, and
+    is given again after a group is destroyed, when gloo waits for the addresses of the old one for ever.
+    """
+
+    def __init__(self, ranks: tuple[int, ...], name: str, timeout_s: float):
+        self.ranks, self.name, self.timeout_s = ranks, name, timeout_s
         self.rank = dist.get_rank()
-        self._store = dist.PrefixStore(f"everett_cuda/{name}", dist.distributed_c10d._get_default_store())
+        _made[ranks, name] = turn = _made.get((ranks, name), 0) + 1
+        store = c10d._get_default_store()
+        self._store = dist.PrefixStore(f"everett_cuda/{name}/{'_'.join(map(str, ranks))}/{turn}", store)
         self._failures = 0
         # At the end so that the key's words lie together.
         self._said = torch.empty(2 * len(CHECKED) + 1 + _KEY_WORDS, dtype=torch.int64, device="cpu")
         self.key_address = self._said[-_KEY_WORDS:].data_ptr()
+        self._gloo = None
+        self._run("setup", self._connect)
 
-    @classmethod
-    def make(cls, ranks: tuple[int, ...], name: str, timeout_s: float) -> "RankGroup":
-        """A new group, which all its ranks make at this point."""
-        handle = dist.new_group(list(ranks), timedelta(seconds=timeout_s), "gloo", use_local_synchronization=True)
-        return cls(ranks, handle, name, timeout_s)
+    def _connect(self) -> None:
+        place = self.ranks.index(self.rank)
+        self._gloo = dist.ProcessGroupGloo(self._store, place, len(self.ranks), timedelta(seconds=self.timeout_s))
 
     def gather(self, what) -> list:
         """What each rank gives (anything that can be pickled), by its place in the group."""
-        out = [None] * len(self.ranks)
-        self.run("gather", lambda: dist.all_gather_object(out, what, group=self.handle))
+        mine = torch.frombuffer(bytearray(pickle.dumps(what)), dtype=torch.uint8)
+        sizes = [n.item() for n in self._all_gather(torch.tensor([len(mine)], device="cpu"))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
+        padded[: len(mine)] = mine
+        return [pickle.loads(t.numpy()[:n].tobytes()) for t, n in zip(self._all_gather(padded), sizes, strict=True)]
+
+    def _all_gather(self, t: torch.Tensor) -> list[torch.Tensor]:
+        out = [torch.empty_like(t) for _ in self.ranks]
+        self._run("gather", lambda: self._gloo.allgather([out], [t], c10d.AllgatherOptions()).wait())
         return out
 
     def agree(
@@ -77,7 +92,9 @@ class RankGroup:
             said[2 * i], said[2 * i + 1] = x, ~x
         failing = 2 * len(mine)
         said[failing] = 0 if problem is None else self.rank + 1
-        self.run(f"step {step}", lambda: dist.all_reduce(said, dist.ReduceOp.MAX, group=self.handle))
+        options = c10d.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.MAX
+        self._run(f"step {step}", lambda: self._gloo.allreduce([said], options).wait())
         if int(said[failing]):
             self.forget_key()
             self._raise_problem(problem)
@@ -90,7 +107,9 @@ class RankGroup:
 
     def scatter(self, out: torch.Tensor, rows: list[torch.Tensor] | None, giver: int) -> None:
         """Rank `giver` gives rows[i] to the group's i-th rank, whose `out` it fills."""
-        self.run("root keys", lambda: dist.scatter(out, rows, src=giver, group=self.handle))
+        options = c10d.ScatterOptions()
+        options.rootRank = self.ranks.index(giver)
+        self._run("root keys", lambda: self._gloo.scatter([out], [rows] if rows else [], options).wait())
 
     def _raise_problem(self, problem: Exception | None):
         told = self.gather(None if problem is None else (type(problem).__name__, str(problem)))
@@ -118,7 +137,7 @@ class RankGroup:
             "or call with another size."
         )
 
-    def run(self, what: str, collective: Callable[[], object]) -> None:
+    def _run(self, what: str, collective: Callable[[], object]) -> None:
         """A collective; where it fails, RNGDesync names the ranks that did not come."""
         if not dist.is_initialized():
             raise EverettError(
@@ -143,7 +162,7 @@ class RankGroup:
         self._failures += 1
         try:
             self._store.set(f"{self._failures}/{self.rank}", "here")
-            deadline = time.monotonic() + _GRACE_S
+            deadline = time.monotonic() + min(_GRACE_S, self.timeout_s)
             while True:
                 missing = [r for r in self.ranks if not self._store.check([f"{self._failures}/{r}"])]
                 if not missing or time.monotonic() > deadline:

@@ -66,8 +66,11 @@ mix = register("mix(Tensor nonce, bool grad_enabled, bool world) -> Tensor", _ru
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 
+_BY_FP64 = ("bernoulli", "gamma", "log_gamma")  # kinds with fp64 parameters
+
+
 def _run_fill(record, kind, size, dtype, stream, p):
-    wanted = {"bernoulli": torch.float64, "integers": torch.int64}.get(kind)
+    wanted = torch.int64 if kind == "integers" else torch.float64 if kind in _BY_FP64 else None
     if (p is None) != (wanted is None) or (p is not None and (p.dtype != wanted or p.numel() not in (1, math.prod(size)))):
         raise EverettError(
             f"fill: {kind} takes {f'p of {wanted}, one value or one an element' if wanted else 'no p'}, got "
@@ -99,7 +102,8 @@ def _vmap_fill(info, in_dims, record, kind, size, dtype, stream, p):
     return torch.stack(rows), 0
 
 
-# kind: of kernels.KINDS. p: the parameters of a Bernoulli decision (fp64) or an integer (int64), one or one an element.
+# kind: of kernels.KINDS. p: the parameters of a Bernoulli decision or a gamma variate (fp64), or an integer (int64), one or
+# one an element.
 # On the record's device.
 fill = register(
     "fill(Tensor record, str kind, SymInt[] size, ScalarType dtype, int stream, Tensor? p) -> Tensor",

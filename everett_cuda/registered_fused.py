@@ -123,6 +123,47 @@ bias_gelu_dropout = register(
 )
 
 
+# --- attention ----------------------------------------------------------------------------------------------------------
+
+
+def _run_attention_mask(x, record, p, stream):
+    return kernels.of_tensor(x).attention_mask(record, stream, p, x.contiguous())
+
+
+def _set_up_attention_mask(ctx, inputs, output):
+    _, record, *ctx.kept = inputs
+    ctx.save_for_backward(record)
+
+
+def _attention_mask_backward(ctx, grad):
+    return attention_mask(grad, *ctx.saved_tensors, *ctx.kept), None, None, None
+
+
+def _vmap_attention_mask(info, in_dims, x, record, p, stream):
+    x_dim, record_dim, *_ = in_dims
+    rows = [
+        attention_mask(
+            x if x_dim is None else x.select(x_dim, i),
+            record if record_dim is None else record.select(record_dim, i),
+            p,
+            stream,
+        )
+        for i in range(info.batch_size)
+    ]
+    return torch.stack(rows), 0
+
+
+# Weights (heads, queries, keys) after dropout by the attention law.
+attention_mask = register(
+    "attention_mask(Tensor x, Tensor record, float p, int stream) -> Tensor",
+    _run_attention_mask,
+    _like,
+    _attention_mask_backward,
+    _set_up_attention_mask,
+    _vmap_attention_mask,
+)
+
+
 # --- noise and rounding -----------------------------------------------------------------------------------------------
 
 

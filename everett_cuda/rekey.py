@@ -87,6 +87,7 @@ class _Rekeying:
                 followers.follow(self)
                 self._follows = True
             if not self.on:
+                self.times = 0
                 self._set_graphsafe(False)
             self._holders += 1
             try:

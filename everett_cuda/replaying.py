@@ -3,16 +3,14 @@
 While a process replays, ev.open opens no device and gives the `ReplayedSource`; the program's ev.journal(...) begins it.
 """
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import followers, journal_file, session
+from . import followers, session
+from .journal_file import REPLAY_ALLOW_VERSIONS_VARIABLE, REPLAY_KEY_FILE_VARIABLE, REPLAY_VARIABLE, read_key_file
 from .replayed_source import ReplayedSource
-
-VARIABLE = "EVERETT_REPLAY"
-KEY_FILE_VARIABLE = "EVERETT_REPLAY_KEY_FILE"
-ALLOW_VERSIONS_VARIABLE = "EVERETT_REPLAY_ALLOW_VERSIONS"
 
 _current: ReplayedSource | None = None
 
@@ -23,18 +21,13 @@ def source_for_open() -> ReplayedSource | None:
     if _current is not None:
         _current.refuse_if_over()
         return _current
-    path = variable()
+    path = session.environment_variable(REPLAY_VARIABLE)
     if not path:
         return None
-    key_file = os.environ.get(KEY_FILE_VARIABLE)
-    key = journal_file.read_key_file(key_file) if key_file else None
-    _current = ReplayedSource(path, key, os.environ.get(ALLOW_VERSIONS_VARIABLE) == "1")
+    key_file = os.environ.get(REPLAY_KEY_FILE_VARIABLE)
+    key = read_key_file(key_file) if key_file else None
+    _current = ReplayedSource(path, key, os.environ.get(REPLAY_ALLOW_VERSIONS_VARIABLE) == "1")
     return _current
-
-
-def variable() -> str:
-    """The journal that EVERETT_REPLAY names; empty: none (never one in a set-uid program)."""
-    return session.environment_variable(VARIABLE)
 
 
 @contextmanager
@@ -78,3 +71,9 @@ class _Follower:
 
 
 followers.follow(_Follower())
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    if _current is not None:
+        _current.close()

@@ -70,8 +70,13 @@ class RootKeys:
             self._failure = str(failure)
             self.ring.end(_C.Take.alarm if isinstance(failure, HealthAlarm) else _C.Take.closed)
 
-    def explain(self, reason: str) -> EverettError | None:
-        """The error of a draw on a receiving rank (`keys.attach`)."""
+    def explain(self, reason: str) -> EverettError | str | None:
+        """What a draw on a receiving rank has to say (`keys.attach`)."""
+        if reason == "starved":
+            return (
+                "this rank has no source, and the other keys of an interval are stretched from its root key: allow it, or "
+                "raise max_stretch, or give ev.distributed.setup fewer interval_steps"
+            )
         if reason == "alarm":
             return HealthAlarm(self._failure)
         if reason == "closed":

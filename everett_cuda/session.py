@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import _C, followers, keys
+from .broker_source import BrokerSource
 from .errors import JournalError, SourceNotOpen
 from .source import Source
 from .source_status import SourceStatus
@@ -56,7 +57,7 @@ def open(uri: str | None = None) -> Source:
                 watcher.refused(uri, error)
             keys.detach()
             raise
-        keys.attach(source.ring, lambda why: source.error_for(getattr(_C.Take, why), 32))
+        keys.attach(source.ring, lambda why: _account_of(source, why))
         _source = source
         for watcher in watchers:
             watcher.opened(source)
@@ -76,6 +77,22 @@ def environment_variable(name: str) -> str:
     """Its value; empty where it is not set, and in a set-uid program, whose caller chose it."""
     trusted = os.geteuid() == os.getuid() and os.getegid() == os.getgid()
     return os.environ.get(name, "") if trusted else ""
+
+
+def _account_of(source: Source, why: str):
+    """What `keys.attach` asks for."""
+    return source.outage() or None if why == "starved" else source.error_for(getattr(_C.Take, why), 32)
+
+
+def _after_fork() -> None:
+    """A forked child of a broker's client is a client of its own, from its first draw on; nothing is shared."""
+    global _source, _lock
+    if isinstance(_source, BrokerSource):
+        uri, _source, _lock = _source.uri, None, threading.RLock()
+        keys.open_in_child(uri)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def close() -> None:

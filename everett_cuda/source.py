@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -30,11 +31,25 @@ RECONNECT_SLICE_S = 0.5  # a close has to wait this long at most for a driver th
 _ENDED_STATE = {"ended": "exhausted", "failed": "failed", "alarm": "alarm", "closed": "closed"}
 
 
+class DirectWitness(Protocol):
+    """A journal: told of direct words before anybody sees them, with their place (`Source.take_into`). If it raises, the
+    words are destroyed. Keys do not come this way: the keyring takes them from the ring and has a witness of its own."""
+
+    def record_words(self, words: memoryview, device: int, store: int) -> None: ...
+
+    def record_use(self, granules: int, device: int, store: int) -> None: ...
+
+    def record_drop(self, device: int, store: int) -> None: ...
+
+
 class Source:
     """An open source of conditioned bits. Open one with `Source.open(uri)`; close it, or use it in a `with`.
 
-    `ring` is the C++ ring that keys and direct words are drawn from; it stays the same object over `reopen`.
+    `ring` is the C++ ring that keys and direct words are drawn from; it stays the same object over `reopen`. `witness`, where
+    one is set, is told of direct words before anybody sees them.
     """
+
+    witness: DirectWitness | None = None
 
     def __init__(self, uri: str, connect: Callable[[], Driver], ring_bytes: int | None = None):
         """Opens what `connect` returns; `Source.open` is the usual way in. Errors as there."""
@@ -49,9 +64,6 @@ class Source:
         self._thread: threading.Thread | None = None
         self._feed: _C.Feed | None = None
         self._final: SourceStatus | None = None
-        # Told of direct words before anybody sees them, with their place (see take_into): a journal. If it raises, the
-        # words are destroyed. Keys do not come this way: the keyring takes them from the ring.
-        self.on_take: Callable[[memoryview, int, int], None] | None = None
         self.driver = driver = connect()
         try:
             condition = parse_uri(uri).given.get("condition", "sha256")
@@ -87,13 +99,19 @@ class Source:
     def open(cls, uri: str, ring_bytes: int | None = None) -> "Source":
         """Opens the source that `uri` names and runs its start-up test; when this returns, bits flow.
 
-        ring_bytes: capacity of the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises
+        A broker's source is a `BrokerSource`, whose ring has the broker's size. ring_bytes: capacity of the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises
         UnknownScheme, BadParameter, SourceError, SourceExhausted (a recording too short for the start-up test) or
         StartupTestFailed; then nothing is left open.
         """
         if ring_bytes is not None and (ring_bytes < 16384 or ring_bytes & (ring_bytes - 1)):
             raise ValueError(f"ring_bytes must be a power of two, at least 16384, not {ring_bytes}")
-        return cls(uri, lambda: open_driver(uri), ring_bytes)
+        driver = open_driver(uri)
+        if driver.ring is not None:
+            from .broker_source import BrokerSource
+
+            return BrokerSource(uri, driver)
+        first = [driver]
+        return cls(uri, lambda: first.pop() if first else open_driver(uri), ring_bytes)
 
     # --- flow -------------------------------------------------------------------------------------------------------
 
@@ -272,12 +290,44 @@ class Source:
         self._tell_of(out, place)
 
     def _tell_of(self, taken: memoryview, place: tuple[int, int]) -> None:
-        if self.on_take is not None and len(taken):
+        if self.witness is not None and len(taken):
             try:
-                self.on_take(taken, *place)
+                self.witness.record_words(taken, *place)
             except BaseException:
                 taken[:] = bytes(len(taken))
                 raise
+
+    def outage(self) -> str:
+        """Why no bits can come now, where more is known than that none came; empty otherwise."""
+        return ""
+
+    # What a GPU's store of words asks and tells, so that a journal can record it and a replay answer.
+
+    def take_slab(self, memory: memoryview, n: int, timeout_s: float | None, place: tuple[int, int]) -> int:
+        """The next bytes of a store, into the beginning of `memory`: n of them. (A replay gives as many as were recorded.)"""
+        self.take_into(memory[:n], timeout_s, place)
+        return n
+
+    def take_ahead(self, memory: memoryview, place: tuple[int, int]) -> bool:
+        """Fills `memory` whole at once, or leaves it and answers False."""
+        if self.ring.take_into(memory, 0.0) != _C.Take.ok:
+            return False
+        self._tell_of(memory, place)
+        return True
+
+    def use_words(self, granules: int, place: tuple[int, int]) -> None:
+        """An op is about to use words of a store."""
+        if self.witness is not None:
+            self.witness.record_use(granules, *place)
+
+    def must_drop_words(self, place: tuple[int, int]) -> bool:
+        """Whether unused words of a store have to be destroyed for a reason that only a replay knows."""
+        return False
+
+    def drop_words(self, place: tuple[int, int]) -> None:
+        """The unused words of a store were destroyed."""
+        if self.witness is not None:
+            self.witness.record_drop(*place)
 
     def error_for(self, answer: _C.Take, asked: int, timeout_s: float | None = None) -> EverettError:
         """The exception that a ring's answer other than `ok` stands for; asked: the bytes asked for."""
@@ -343,9 +393,7 @@ class Source:
         before.close()
         self.driver = self._connect()
         if self.driver.serial != before.serial:
-            raise SourceError(
-                f"{self.uri} is another device now: {self.driver.serial}, not {before.serial}; open it anew"
-            )
+            raise SourceError(f"{self.uri} is another device now: {self.driver.serial}, not {before.serial}; open it anew")
 
     def _halt(self) -> None:
         self._stopping.set()
@@ -393,6 +441,10 @@ class Source:
     def startup_bytes(self) -> int:
         """How many raw bytes a start-up test takes."""
         return self._pipeline.startup_bytes
+
+    def responses_from(self, start: int) -> list:
+        """As `Driver.responses_from`."""
+        return self.driver.responses_from(start)
 
     def status(self) -> SourceStatus:
         """What the source is and has done; of the moment of closing once it is closed. ForkedError in a child."""

@@ -53,10 +53,12 @@ class AlarmReport:
 class SourceStatus:
     """A source at one moment; all counts are since it was opened, in bytes unless named otherwise.
 
-    state: starting, flowing, alarm (permanent), exhausted, failed or closed. min_entropy: claimed bits a raw byte.
-    device: what the device says of itself (firmware, mode, spend, ...). startup_tests: how often one was passed.
+    state: starting, flowing, reconnecting (to its broker), alarm (permanent), exhausted, failed or closed. min_entropy:
+    claimed bits a raw byte. device: what the device says of itself (firmware, mode, spend, ...). startup_tests: how often
+    one was passed.
     raw_bytes_held_back: read and not yet proven or conditioned. raw_bytes_dropped: destroyed by alarms and transport
-    errors. bytes_destroyed: conditioned bytes that an alarm or the close destroyed.
+    errors. bytes_destroyed: conditioned bytes that an alarm or the close destroyed. by_broker: a broker has the device;
+    raw bytes and alarms are its count, for all its clients.
     """
 
     uri: str
@@ -76,8 +78,6 @@ class SourceStatus:
     alarm_counts: dict[str, int]
     transient_alarms: int
     transport_errors: int
-    startup_tests: int
-    reconnections: int
     raw_bytes_in: int
     raw_bytes_held_back: int
     raw_bytes_dropped: int
@@ -89,12 +89,15 @@ class SourceStatus:
     ring_locked: bool
     loop: bool
     passes: int
+    startup_tests: int = 0
+    reconnections: int = 0
+    by_broker: bool = False
 
     @property
     def health(self) -> str:
         """The verdict in words, alarms counted."""
         total = len(self.alarms)
-        if self.state == "alarm":
+        if self.state == "alarm" and self.alarms:
             verdict = f"PERMANENT ALARM: {self.alarms[-1]}"
         elif total:
             verdict = f"{total} alarm{'s' * (total > 1)} since open, the last: {self.alarms[-1]}"
@@ -102,7 +105,7 @@ class SourceStatus:
             verdict = "ok"
         if self.device_conditions:
             verdict += "; total-failure only (device output is conditioned)"
-        return verdict
+        return f"by the broker: {verdict}" if self.by_broker else verdict
 
     def __str__(self) -> str:
         rows = {

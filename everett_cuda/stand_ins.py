@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
-from . import noise, ops, untouched
+from . import attention, noise, ops, untouched
 from .kernels import NOISE_TYPES, TYPES
 from .nonce import _PLAIN
 from .untouched import leave, why_not
@@ -189,6 +189,14 @@ def native_dropout(input, p, train):
 _sdpa = F.scaled_dot_product_attention
 
 
+def _why_not_attention(query, *others, p) -> str | None:
+    if why := why_not(*others) or _why_not_masked(query, NOISE_TYPES):
+        return why
+    # between these the law decides by 15 bits; a probability below 0 or above 1 is ours to refuse
+    least, most = attention._LEAST, attention._MOST
+    return None if least <= p <= most or p >= 1 or p < 0 else f"a probability outside [{least:.4f}, {most:.4f}]"
+
+
 @stands_for("torch.nn.functional.scaled_dot_product_attention")
 @stands_for("torch._C._nn.scaled_dot_product_attention", table=INSTALLED)
 def scaled_dot_product_attention(
@@ -201,29 +209,15 @@ def scaled_dot_product_attention(
         return handle_torch_function(scaled_dot_product_attention, tensors, *call, **kwargs)
     if dropout_p == 0.0:
         return _sdpa(*call, **kwargs)
-    if why := why_not(*tensors) or _why_not_masked(query):
+    if why := _why_not_attention(query, *tensors[1:], p=dropout_p):
         return leave("F.scaled_dot_product_attention", why, _sdpa, *call, **kwargs)
-    return _attention(*call, **kwargs)
-
-
-def _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
-    if enable_gqa:
-        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
-        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    weights = query @ key.transpose(-2, -1) * (query.size(-1) ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        weights = weights.masked_fill(attn_mask.logical_not(), float("-inf"))
-    elif attn_mask is not None:
-        weights = weights + attn_mask
-    return ops.dropout(weights.softmax(-1), dropout_p) @ value
+    return attention.scaled_dot_product_attention(*call, **kwargs)
 
 
 def _copy_of(function: types.FunctionType) -> types.FunctionType:
-    """The same code over the same globals, as another object."""
+    """The same code over the same globals, as other objects: dynamo tells functions by their code."""
     copy = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return functools.update_wrapper(copy, function)

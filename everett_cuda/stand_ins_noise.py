@@ -10,10 +10,14 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 from . import noise
+from .categories import multinomial as quantum_multinomial
+from .integers import randint, randperm
 from .kernels import NOISE_TYPES
-from .nonce import functorch_level
+from .nonce import functorch_level, is_compiling
 from .stand_ins import INSTALLED, stands_for
 from .untouched import NOTHING_RANDOM, leave, why_not
+
+INTEGER_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _ours(generator) -> dict:
@@ -35,6 +39,11 @@ def _why_not_made(dtype, layout, device, generator, names=None, types=NOISE_TYPE
     return None if kind in ("cpu", "cuda") else NOTHING_RANDOM if kind == "meta" else f"device {kind}"
 
 
+def _default_device() -> torch.device:
+    # dynamo can't call get_default_device, but knows where an empty tensor is
+    return torch.empty(0).device if is_compiling() else torch.get_default_device()
+
+
 def finished(values: torch.Tensor, out=None, requires_grad=False, pin_memory=False) -> torch.Tensor:
     """values, in `out` if there is one (resized as torch does)."""
     if out is not None:
@@ -47,26 +56,26 @@ def finished(values: torch.Tensor, out=None, requires_grad=False, pin_memory=Fal
 
 def factory(name: str, make: Callable, default_dtype=torch.get_default_dtype, types=NOISE_TYPES) -> Callable:
     """The stand-in of torch.NAME(size or arguments, options). make(*args, dtype=, device=): ours."""
-    torchs = getattr(torch, name)
+    torchs, attribute, name = getattr(torch, name), name, f"torch.{name}"
 
-    @stands_for(f"torch.{name}")
+    @stands_for(name)
     def stand_in(
         *args, generator=None, out=None, dtype=None, layout=None, device=None, requires_grad=False, pin_memory=False,
         names=None, **kwargs,
     ):  # fmt: skip
         made_dtype = dtype or (default_dtype() if out is None else out.dtype)
-        made_on = device if device is not None else torch.get_default_device() if out is None else out.device
+        made_on = device if device is not None else _default_device() if out is None else out.device
         if why := _why_not_made(made_dtype, layout, made_on, generator, names, types):
             options = {
                 "out": out, "dtype": dtype, "layout": layout, "device": device, "requires_grad": requires_grad or None,
                 "pin_memory": pin_memory or None, "names": names, "generator": generator,
             }  # fmt: skip
             given = {option: value for option, value in options.items() if value is not None}
-            return leave(f"torch.{name}", why, torchs, *args, **given, **kwargs)
+            return leave(name, why, torchs, *args, **given, **kwargs)
         values = make(*args, dtype=made_dtype, device=made_on, **_ours(generator), **kwargs)
         return finished(values, out, requires_grad, pin_memory)
 
-    stand_in.__name__ = stand_in.__qualname__ = name
+    stand_in.__name__ = stand_in.__qualname__ = attribute
     return stand_in
 
 
@@ -79,13 +88,15 @@ def _by_size(make: Callable) -> Callable:
 
 factory("rand", _by_size(noise.rand))
 factory("randn", _by_size(noise.randn))
+factory("randint", randint, lambda: torch.int64, (*INTEGER_TYPES, *NOISE_TYPES))
+factory("randperm", randperm, lambda: torch.int64, (*INTEGER_TYPES, *NOISE_TYPES))
 
 
 def like(name: str, make: Callable, types=NOISE_TYPES) -> Callable:
     """The stand-in of torch.NAME(input, ..., options). make(shape, *args, dtype=, device=): ours."""
-    torchs = getattr(torch, name)
+    torchs, attribute, name = getattr(torch, name), name, f"torch.{name}"
 
-    @stands_for(f"torch.{name}")
+    @stands_for(name)
     def stand_in(input, *args, dtype=None, layout=None, device=None, generator=None, **kwargs):
         options = {"dtype": dtype, "layout": layout, "device": device, "generator": generator, **kwargs}
         given = {option: value for option, value in options.items() if value is not None}
@@ -94,21 +105,27 @@ def like(name: str, make: Callable, types=NOISE_TYPES) -> Callable:
         made_dtype, made_on = dtype or input.dtype, device if device is not None else input.device
         why = why_not(input) or _why_not_made(made_dtype, layout or input.layout, made_on, generator, None, types)
         if why:
-            return leave(f"torch.{name}", why, torchs, input, *args, **given)
+            return leave(name, why, torchs, input, *args, **given)
         requires_grad, pinned = kwargs.pop("requires_grad", False), kwargs.pop("pin_memory", False)
         memory_format = kwargs.pop("memory_format", torch.preserve_format)
         values = make(input.shape, *args, dtype=made_dtype, device=made_on, **_ours(generator), **kwargs)
         if functorch_level() is None and (memory_format is not torch.preserve_format or not input.is_contiguous()):
-            values = torch.empty_like(values if memory_format is not torch.preserve_format else input,
-                                      dtype=made_dtype, device=made_on, memory_format=memory_format).copy_(values)  # fmt: skip
+            options = {"dtype": made_dtype, "device": made_on, "memory_format": memory_format}
+            values = torch.empty_like(input, **options).copy_(values)
         return finished(values, None, requires_grad, pinned)
 
-    stand_in.__name__ = stand_in.__qualname__ = name
+    stand_in.__name__ = stand_in.__qualname__ = attribute
     return stand_in
+
+
+def _integers_like(shape, low=None, high=None, **kwargs):
+    low, high = (0, low) if high is None else (0 if low is None else low, high)
+    return randint(low, high, shape, **kwargs)
 
 
 like("rand_like", noise.rand)
 like("randn_like", noise.randn)
+like("randint_like", _integers_like, (*INTEGER_TYPES, *NOISE_TYPES))
 
 
 # --- by tensors of parameters -----------------------------------------------------------------------------------------
@@ -156,6 +173,23 @@ def bernoulli_values(p, x: torch.Tensor, generator=None) -> torch.Tensor:
     return values.to(x.dtype)
 
 
+_multinomial = torch.multinomial
+
+
+@stands_for("torch.multinomial")
+@stands_for("torch.Tensor.multinomial", table=INSTALLED)
+def multinomial(input, num_samples, replacement=False, *, generator=None, out=None):
+    options = {"generator": generator} | ({} if out is None else {"out": out})
+    if has_torch_function_unary(input):
+        return handle_torch_function(multinomial, (input,), input, num_samples, replacement, **options)
+    why = why_not(input, generator=generator)
+    if not why and input.dtype not in NOISE_TYPES:
+        why = f"dtype {str(input.dtype).removeprefix('torch.')}"
+    if why:
+        return leave("torch.multinomial", why, _multinomial, input, num_samples, replacement, **options)
+    return finished(quantum_multinomial(input, num_samples, replacement, **_ours(generator)), out)
+
+
 _normal = torch.normal
 
 
@@ -172,7 +206,7 @@ def normal(mean, std=None, size=None, *, generator=None, out=None, **options):
     else:
         dtype = options.get("dtype") or (torch.get_default_dtype() if out is None else out.dtype)
         device = options.get("device")
-        device = device if device is not None else torch.get_default_device() if out is None else out.device
+        device = device if device is not None else _default_device() if out is None else out.device
         why = None
     why = why or _why_not_made(dtype, options.get("layout"), device, generator, options.get("names"))
     if why:

@@ -179,7 +179,7 @@ def test_a_stopped_capture_leaves_no_file(number, code, tmp_path):
 
 def test_the_documentation_names_every_option_and_json_field():
     text = (ROOT / "docs" / "cli.md").read_text()
-    for command in ("devices", "doctor", "monitor", "capture", "version"):
+    for command in ("devices", "doctor", "monitor", "capture", "journal", "replay", "version"):
         assert f"\n## {command}\n" in text
         options = set(re.findall(r"--[a-z][a-z-]+", everett(command, "--help").stdout)) - {"--help"}
         assert options and not [o for o in options if o not in text]

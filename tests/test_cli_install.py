@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_it_writes_these_paths_and_no_others():
     assert {str(p) for p in install.files()} == {
         "/etc/udev/rules.d/60-everett.rules",
+        "/etc/systemd/system/everett.service",
         "/etc/systemd/system/everett-health@.service",
         "/etc/systemd/system/everett-health@.timer",
     }
@@ -95,7 +96,7 @@ def test_systemd_accepts_the_units(tmp_path):
     for unit in install.UNITS:
         text = (ROOT / "drivers/systemd" / unit).read_text()
         # systemd asks whether the command exists; everett need not be in /usr/bin here.
-        (tmp_path / unit).write_text(text.replace("ExecStart=everett ", "ExecStart=/bin/echo "))
+        (tmp_path / unit).write_text(text.replace("=everett ", "=/bin/echo ").replace("=kill ", "=/bin/sh -c kill "))
     done = subprocess.run(
         ["systemd-analyze", "verify", *(str(tmp_path / u) for u in install.UNITS)],
         capture_output=True,
@@ -106,7 +107,7 @@ def test_systemd_accepts_the_units(tmp_path):
 
 
 def test_the_unit_runs_a_command_that_exists():
-    line = next(x for x in install.files()[install.UNITS_FOLDER / install.UNITS[0]].splitlines() if "ExecStart=" in x)
+    line = next(x for x in install.files()[install.UNITS_FOLDER / install.UNITS[1]].splitlines() if "ExecStart=" in x)
     arguments = line.removeprefix("ExecStart=everett ").replace("%I", "sim:seed=1").replace("10", "0.1").split()
     result = everett(*arguments)
     assert result.exit_code == 0 and '"state": "flowing"' in result.stdout

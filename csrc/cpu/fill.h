@@ -1,10 +1,12 @@
-// Fills: a tensor of uint32 words, uniforms, normals, exponentials, Gumbels, Bernoulli decisions or integers from a stream.
+// Fills: a tensor of uint32 words, uniforms, normals, exponentials, Gumbels, Bernoulli decisions, integers or gamma variates
+// from a stream.
 #pragma once
 
 #include "cpu/blocks.h"
 #include "cpu/kernels.h"
 #include "cpu/values.h"
 #include "law/convert.h"
+#include "law/gamma.h"
 
 namespace everett {
 namespace {  // one copy for each instruction set, never merged by the linker
@@ -154,6 +156,27 @@ void store_one_or_zero(DType type, void* out, i64 i, bool one) {
   }
 }
 
+template <Generator G>
+double gamma_of(const FillJob& job, u64 e, double shape) {
+  Stream stream = job.stream;
+  return gamma_variate(shape, job.kind == Fill::log_gamma, [&](u32 round, u64 w[8]) {
+    u32 x[16];
+    stream.s = job.stream.s + round;
+    stream_block<G>(stream, (u32)e, (u32)(e >> 32), x);
+    memcpy(w, x, sizeof x);
+  });
+}
+
+// Every element has blocks of its own, so these are made one by one.
+double gamma_of(const FillJob& job, u64 e, double shape) {
+  switch (job.generator) {
+    case kChaCha12: return gamma_of<kChaCha12>(job, e, shape);
+    case kChaCha20: return gamma_of<kChaCha20>(job, e, shape);
+    case kPhilox: return gamma_of<kPhilox>(job, e, shape);
+    default: return gamma_of<kChaCha8>(job, e, shape);
+  }
+}
+
 void fill(const FillJob& job, i64 begin, i64 end) {
   Values values(job);
   const Layout& l = job.layout;
@@ -168,6 +191,11 @@ void fill(const FillJob& job, i64 begin, i64 end) {
       for (i64 i = 0; i < r.n; i++) {
         const u64 span = ((const u64*)job.p)[r.in + i * l.in[last]];
         ((u64*)job.out)[r.out + i * l.out[last]] = integer_below(values.draw64(r.e + i * l.e[last]), span);
+      }
+    } else if (job.kind == Fill::gamma || job.kind == Fill::log_gamma) {
+      for (i64 i = 0; i < r.n; i++) {
+        const double shape = ((const double*)job.p)[r.in + i * l.in[last]];
+        ((double*)job.out)[r.out + i * l.out[last]] = gamma_of(job, r.e + (u64)(i * l.e[last]), shape);
       }
     } else if (l.e[last] == 1 && l.out[last] == 1) {
       values.write(r.e, r.n, (u8*)job.out + r.out * bytes);

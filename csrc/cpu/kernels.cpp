@@ -67,14 +67,14 @@ void ask_for_huge_pages(void* out, size_t bytes) {
 }
 
 template <class Job, void (*Kernels::*Run)(const Job&, i64, i64)>
-void share(const Job& job, i64 n, bool contiguous, int threads) {
+void share(const Job& job, i64 n, bool contiguous, int threads, i64 grain = kGrain) {
   struct Context {
     const Job& job;
     const Kernels* kernels;
   } context{job, current().load(std::memory_order_relaxed)};
   if (contiguous) ask_for_huge_pages(job.out, size_t(n) * bytes_of(job.type));
   parallel_for(
-      n, kGrain, threads,
+      n, grain, threads,
       [](void* c, i64 begin, i64 end) {
         const Context* context = static_cast<const Context*>(c);
         (context->kernels->*Run)(context->job, begin, end);
@@ -113,6 +113,10 @@ void run_fused(const FusedJob& job, int threads) {
 }
 void run_perturb(const PerturbJob& job, int threads) {
   share<PerturbJob, &Kernels::perturb>(job, job.n, true, threads);
+}
+void run_attention(const AttentionJob& job, int threads) {
+  const i64 grain = kGrain / (16 * job.keys) + 1;
+  share<AttentionJob, &Kernels::attention>(job, job.layout.size[0] * attention_stripes_of(job), false, threads, grain);
 }
 void run_keep_bits(const MaskedJob& job, int threads) {
   share<MaskedJob, &Kernels::keep_bits>(job, (elements(job.layout) + 7) / 8, false, threads);

@@ -26,7 +26,7 @@ struct FillJob {
   DType type;
   Generator generator;
   Stream stream;
-  const void* p;  // bernoulli, integers: the parameters, at layout.in
+  const void* p;  // the parameters of kinds that have one, at layout.in
   void* out;
   Layout layout;
 };
@@ -36,6 +36,18 @@ struct FusedJob : MaskedJob {  // layout: one dimension, all elements
   const void* bias;
   i64 columns;
 };
+
+// Contiguous weights (heads, queries, keys); layout.size[0] is how many heads. Only the 15-bit form of the threshold.
+struct AttentionJob : MaskedJob {
+  i64 queries, keys;
+  u32 bh0;      // global indices of the first weight
+  u64 q0, k0;
+};
+
+// Stripes of 16 queries in each head, counted from multiples of 16.
+inline i64 attention_stripes_of(const AttentionJob& job) {
+  return (i64)((job.q0 + (u64)job.queries + 15) / 16 - job.q0 / 16);
+}
 
 struct PerturbJob {
   PerturbOp op;
@@ -57,6 +69,7 @@ void run_masked(const MaskedJob& job, int threads);
 void run_fill(const FillJob& job, int threads);
 void run_fused(const FusedJob& job, int threads);
 void run_perturb(const PerturbJob& job, int threads);
+void run_attention(const AttentionJob& job, int threads);
 void run_keep_bits(const MaskedJob& job, int threads);  // `out` takes a bit an element; only threshold and stream count
 
 // The instruction sets this CPU can run, best first, and the one in use ("avx512", "avx2", "portable").
@@ -64,7 +77,7 @@ const char* instruction_set();
 bool use_instruction_set(const char* name);  // false: unknown, or this CPU lacks it
 int available_instruction_sets(const char* names[3]);
 
-// One instruction set's kernels: elements (keep_bits: bytes) [begin, end) of a job, on the calling thread.
+// One instruction set's kernels: elements (keep_bits: bytes, attention: stripes) [begin, end) of a job, on the calling thread.
 struct Kernels {
   const char* name;
   void (*masked)(const MaskedJob&, i64 begin, i64 end);
@@ -72,6 +85,7 @@ struct Kernels {
   void (*fused)(const FusedJob&, i64 begin, i64 end);
   void (*perturb)(const PerturbJob&, i64 begin, i64 end);
   void (*keep_bits)(const MaskedJob&, i64 begin, i64 end);
+  void (*attention)(const AttentionJob&, i64 begin, i64 end);
 };
 extern const Kernels kPortable;
 #if defined(__x86_64__)

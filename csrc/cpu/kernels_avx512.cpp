@@ -1,5 +1,6 @@
 // The CPU kernels compiled for AVX-512; setup.py adds this file's compiler flags.
 #define EVERETT_ISA 2
+#include "cpu/attention.h"
 #include "cpu/fill.h"
 #include "cpu/fused.h"
 #include "cpu/keep_bits.h"
@@ -7,5 +8,5 @@
 #include "cpu/perturb.h"
 
 namespace everett {
-const Kernels kAvx512 = {"avx512", masked, fill, fused, perturb, keep_bits};
+const Kernels kAvx512 = {"avx512", masked, fill, fused, perturb, keep_bits, attention};
 }  // namespace everett

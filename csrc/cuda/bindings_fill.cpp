@@ -13,8 +13,9 @@ namespace {
 
 void fill(int kind, const py::object& record, int generator, u32 tag, int type, u64 p, u64 out, i64 n, u64 e0, u32 s,
           int device, u64 stream, bool one_p) {
-  if (kind < 0 || kind > 6)
-    throw py::value_error("kind is 0 words, 1 uniform, 2 normal, 3 exponential, 4 gumbel, 5 bernoulli or 6 integers");
+  if (kind < 0 || kind > 8)
+    throw py::value_error(
+        "kind is 0 words, 1 uniform, 2 normal, 3 exponential, 4 gumbel, 5 bernoulli, 6 integers, 7 gamma or 8 log_gamma");
   if (type < 0 || type > 7)
     throw py::value_error("type is 0 fp32, 1 fp64, 2 bf16, 3 fp16 or, for words, 4 uint32, for integers 7 int64");
   if (n < 0) throw py::value_error("n must not be negative");
@@ -49,7 +50,7 @@ void bind_fills(py::module_& m) {
         py::arg("p"), py::arg("out"), py::arg("n"), py::arg("e0"), py::arg("s"), py::arg("device"), py::arg("stream"),
         py::arg("one_p") = false,
         "Fills n contiguous elements whose first has logical index e0. p: the address of n parameters, or with one_p of one: "
-        "fp64 probabilities (bernoulli), or how many integers there are (uint64, 0 for 2^64).");
+        "fp64 probabilities (bernoulli), how many integers there are (uint64, 0 for 2^64), fp64 shapes (gamma, log_gamma).");
   m.def("keep_bits", &keep_bits, py::arg("record"), py::arg("generator"), py::arg("p"), py::arg("out"), py::arg("n"),
         py::arg("e0"), py::arg("s"), py::arg("device"), py::arg("stream"),
         "Keep masks as packed bits: bit i%8 of byte i//8 is 1 where element i, with logical index e0 + i, is kept; the bits "

@@ -255,6 +255,7 @@ void decide(const FillCall& c, u64 n, u64 e0, cudaStream_t stream) {
 void launch_fill(const FillCall& c, u64 n, u64 e0, cudaStream_t stream) {
   if (c.kind == Fill::words && c.type != DType::u32) throw std::invalid_argument("words are uint32");
   if (c.kind == Fill::integers && c.type != DType::i64) throw std::invalid_argument("integers are int64");
+  if (c.kind >= Fill::gamma && c.type != DType::f64) throw std::invalid_argument("gamma variates are fp64");
   if (n == 0) return;
   switch (c.kind) {
     case Fill::words: return with_engine<Fill::words, ElementF32>(c, n, e0, stream);
@@ -264,6 +265,8 @@ void launch_fill(const FillCall& c, u64 n, u64 e0, cudaStream_t stream) {
     case Fill::gumbel: return with_type<Fill::gumbel>(c, n, e0, stream);
     case Fill::bernoulli: return decide<Fill::bernoulli>(c, n, e0, stream);
     case Fill::integers: return decide<Fill::integers>(c, n, e0, stream);
+    case Fill::gamma:
+    case Fill::log_gamma: return launch_gamma(c, n, e0, stream);
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/ptx.h"
+#include "law/attention.h"
 #include "law/stream.h"
 
 namespace everett {
@@ -67,5 +68,33 @@ struct Keystream<Engine::philox> {
     stream_block<kPhilox>(stream, (u32)number, (u32)(number >> 32), x);
   }
 };
+
+// ---- words without a Keystream: for kernels whose stream differs from element to element -----------------------------
+
+// ChaCha's 16 words for the last row (lo, hi, tag, s).
+__device__ __forceinline__ void chacha_words(const Stream& t, int rounds, u32 lo, u32 hi, u32 x[16]) {
+  chacha_start(t.subkey.words, lo, hi, t.tag, t.s, x);
+#pragma unroll 1
+  for (int done = 0; done < rounds; done += 2) chacha_double_rounds<1>(x);
+  chacha_finish(t.subkey.words, lo, hi, t.tag, t.s, x);
+}
+
+// Block `number`.
+template <Engine E>
+__device__ __forceinline__ void plain_block(const Stream& t, int rounds, u64 number, u32 x[16]) {
+  if constexpr (E == Engine::philox)
+    stream_block<kPhilox>(t, (u32)number, (u32)(number >> 32), x);
+  else
+    chacha_words(t, rounds, (u32)number, (u32)(number >> 32), x);
+}
+
+// A unit of attention's words (law/attention.h): 4 of Philox, 16 of ChaCha.
+template <Engine E>
+__device__ __forceinline__ void attention_words(const Stream& t, int rounds, u32 number, u32 query_tile, u32 x[]) {
+  if constexpr (E == Engine::philox)
+    attention_unit<kPhilox>(t, number, query_tile, x);
+  else
+    chacha_words(t, rounds, number, query_tile, x);
+}
 
 }  // namespace everett

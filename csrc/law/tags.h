@@ -16,6 +16,7 @@ enum Tag : u32 {
   kTagBernoulli = 6,    // Bernoulli with a tensor of p: 64-bit draws
   kTagRounding = 7,     // stochastic rounding: 16-bit draws
   kTagInteger = 8,      // integers: 64-bit draws (uint32 words: 32-bit draws)
+  kTagGamma = 9,        // gamma variates: 64-bit draws, eight an element and round
 };
 
 }  // namespace everett

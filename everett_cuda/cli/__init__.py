@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import EverettError
-from . import capture, devices, doctor, monitor, responses, version
+from . import capture, devices, doctor, journal, ledger, monitor, replay, responses, serve, verify, version
 from .output import exit_code_of, print_error
 
 
@@ -47,7 +47,12 @@ app.command("devices")(devices.devices)
 app.command("doctor")(doctor.doctor)
 app.command("monitor")(monitor.monitor)
 app.command("capture")(capture.capture)
+app.command("journal")(journal.journal)
+app.command("replay")(replay.replay)
 app.command("responses")(responses.responses)
+app.add_typer(ledger.app, name="ledger")
+app.command("verify")(verify.verify)
+app.command("serve")(serve.serve)
 app.command("version")(version.version)
 
 

@@ -15,11 +15,14 @@ from ..drivers.permission import RULES_PATH, udev_rules
 from ..errors import EverettError
 
 UNITS_FOLDER = Path("/etc/systemd/system")
-UNITS = ("everett-health@.service", "everett-health@.timer")
+UNITS = ("everett.service", "everett-health@.service", "everett-health@.timer")
 AFTER = """\
 Then, as root:
   groupadd -f --system everett && usermod -aG everett USER   (and log in again as USER)
+  useradd --system --gid everett --no-create-home --shell /usr/sbin/nologin everett   (who runs the broker)
   udevadm control --reload                                   (and replug the device)
+A broker for all processes of this machine, when /etc/everett/broker.conf is written (docs/node.md):
+  systemctl daemon-reload && systemctl enable --now everett
 A look at a source every day, with its result in the journal:
   systemctl daemon-reload
   systemctl enable --now everett-health@$(systemd-escape 'quantis-usb:').timer"""

@@ -45,6 +45,7 @@ class Report:
     torch_version: str
     threads: int
     machine: str
+    ranks: tuple[str, ...]
 
     @property
     def ratio(self) -> float:
@@ -52,8 +53,11 @@ class Report:
         return self.everett_step_ms[1] / self.torch_step_ms[1]
 
 
-def make(status: Status, twins: tuple[Twin, Twin], dropouts_per_step: int, lines: list[Line]) -> Report:
-    """The report of a finished run."""
+def make(
+    status: Status, twins: tuple[Twin, Twin], dropouts_per_step: int, lines: list[Line], ranks: tuple[str, ...] = ()
+) -> Report:
+    """The report of a finished run. ranks: of several processes, whose source stands behind each; losses, times and counts
+    are the first one's."""
 
     def milliseconds(twin: Twin) -> tuple[float, float, float]:
         return tuple(float(q) for q in np.percentile(np.array(twin.step_s) * 1e3, [20, 50, 80]))
@@ -83,6 +87,7 @@ def make(status: Status, twins: tuple[Twin, Twin], dropouts_per_step: int, lines
         torch_version=torch.__version__,
         threads=torch.get_num_threads(),
         machine=platform.processor() or platform.machine(),
+        ranks=ranks,
     )
 
 
@@ -91,7 +96,7 @@ def table(report: Report) -> Table:
     r = report
     out = Table(
         title=f"{r.steps:,} steps, {r.parameters:,} parameters, {r.dropouts_per_step} dropouts a step (p = {r.p:g}), "
-        f"{r.threads} thread{'s' * (r.threads > 1)}"
+        f"{r.threads} thread{'s' * (r.threads > 1)}" + (f", {len(r.ranks)} processes" if r.ranks else "")
     )
     out.add_column("", no_wrap=True)
     out.add_column("torch", justify="right")
@@ -125,11 +130,13 @@ def table(report: Report) -> Table:
 
 
 def print_lines(report: Report, console: Console) -> None:
-    """The sampled lines, each with the number of direct bits that chose it, and the source's label once more."""
+    """The sampled lines, each with the number of direct bits that chose it, the source's label once more, and the ranks."""
     title = f"Sampled text, 64 direct (unexpanded) bits a character; source {report.label}:"
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     for line in report.lines:
         console.print(f"{line.bits:6,} bits | {line.text}", markup=False, highlight=False, soft_wrap=True)
+    for line in report.ranks:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def write(report: Report, folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..nn import convert
 from .model import CharacterTransformer, Shape
+from .ranks import Ranks
 from .text import Text, batch
 
 BATCH = 16
@@ -22,10 +23,14 @@ HELD_OUT_BATCHES = 4
 
 @dataclass
 class Twin:
-    """One of the two models, and what its training measured: loss and seconds of each step, (step, held-out loss)."""
+    """One of the two models, and what its training measured: loss and seconds of each step, (step, held-out loss).
+
+    trained: what the forward of a training step calls, where that is a wrapper of the model.
+    """
 
     name: str
     model: nn.Module
+    trained: nn.Module
     losses: list[float] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
@@ -38,7 +43,7 @@ class Twin:
         start = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = _loss(self.model, inputs, targets)
+        loss = _loss(self.trained, inputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -66,11 +71,12 @@ def _rate(step: int, steps: int) -> float:
     return LEARNING_RATE * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
-def make_twins(text: Text, shape: Shape, seed: int) -> tuple[Twin, Twin]:
+def make_twins(text: Text, shape: Shape, seed: int, ranks: Ranks) -> tuple[Twin, Twin]:
     """(torch's, ours): the same weights from `seed`, the second one converted. Seeds torch's default generator."""
     torch.manual_seed(seed)
     model = CharacterTransformer(len(text.characters), shape).train()
-    return Twin("torch", model), Twin("everett_cuda", convert(copy.deepcopy(model)))
+    ours = convert(copy.deepcopy(model))
+    return Twin("torch", model, ranks.wrap(model)), Twin("everett_cuda", ours, ranks.wrap(ours))
 
 
 def train(
@@ -78,10 +84,11 @@ def train(
     text: Text,
     steps: int,
     seed: int,
+    ranks: Ranks,
     on_step: Callable[[int], None],
     on_held_out: Callable[[int], None],
 ) -> None:
-    """Trains both twins on the same `steps` batches, taking turns in going first.
+    """Trains both twins on the same `steps` batches, taking turns in going first; each rank has batches of its own.
 
     Held-out loss comes before the first step, after every eighth of the steps and at the end. on_step and on_held_out
     are called with the number of steps done.
@@ -89,6 +96,8 @@ def train(
     context = twins[0].model.shape.context
     batches = torch.Generator().manual_seed(seed)
     held_out = [batch(text.held_out, BATCH, context, batches) for _ in range(HELD_OUT_BATCHES)]
+    if not ranks.first:
+        batches.manual_seed(seed + ranks.rank)
     interval = max(1, steps // 8)
     for step in range(steps + 1):
         if step % interval == 0 or step == steps:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import LedgerError
+from .schema import check
 
 FORMAT = "everett ledger 1"
 FIRST = "0" * 64  # the hash before the first line
@@ -119,10 +120,9 @@ def read_chain(path: Path) -> Reading:
             record = decode(line)
             if (record.get("n"), record.get("prev")) != (chain.n, chain.head):
                 raise ValueError("it does not follow the line before it")
-            if not isinstance(record.get("type"), str):
-                raise ValueError("it has no type")
-            if chain.n == 0 and (record["type"], record.get("format")) != ("begin", FORMAT):
+            if chain.n == 0 and (record.get("type"), record.get("format")) != ("begin", FORMAT):
                 raise LedgerError(f"{path} is no ledger of this version: it must begin with {FORMAT!r}")
+            check(record)
         except ValueError as error:
             if chain.n == 0:
                 raise LedgerError(f"{path} is no ledger: its first line is refused, {error}") from None

@@ -17,13 +17,10 @@ from ..reference import LAW_VERSION
 from ..source import Source
 from ..source_status import AlarmReport, SourceStatus
 from .chain import FORMAT
+from .schema import COUNTS
 
 # What a driver's `details` say of a signed read; they make a record of their own.
 ATTESTATION = ("attestation", "attested at", "attested bytes", "signature", "device key", "certificate")
-COUNTS = (
-    "raw_bytes_in", "raw_bytes_held_back", "raw_bytes_dropped", "conditioned_bytes_out", "bytes_handed_out",
-    "bytes_destroyed", "transport_errors", "startup_tests", "reconnections", "transient_alarms", "passes",
-)  # fmt: skip
 
 
 def plain(value: object) -> object:
@@ -64,7 +61,7 @@ def begin(settings: Mapping, interval_s: float, every_steps: int | None, signed_
             "sha256": _C.sha256_library() or "hashlib",
         },
         "settings": plain(settings),
-        "interval_s": plain(interval_s),
+        "interval_s": repr(float(interval_s)),
         "every_steps": every_steps,
         "signed_by": signed_by,
     }
@@ -72,7 +69,6 @@ def begin(settings: Mapping, interval_s: float, every_steps: int | None, signed_
 
 def source(number: int, source: Source, status: SourceStatus) -> dict:
     """A source that is open: what it is, what is claimed of it, and which tests watch it."""
-    c = health.cutoffs(source.driver.min_entropy.bits_per_byte)
     return {
         "type": "source",
         "source": number,
@@ -81,25 +77,36 @@ def source(number: int, source: Source, status: SourceStatus) -> dict:
         "serial": status.serial,
         "kind": status.kind,
         "label": status.label,
-        "min_entropy": str(source.driver.min_entropy.bits_per_byte),  # exact: 4, 32/5
+        "min_entropy": str(health.exact(status.min_entropy)),  # 4, 32/5
         "min_entropy_origin": status.min_entropy_origin,
         "device_conditions": status.device_conditions,
         "device": {k: str(v) for k, v in status.device.items() if k not in ATTESTATION},
         "conditioner": status.conditioner,
         "raw_bytes_per_block": status.raw_bytes_per_block,
         "loop": status.loop,
-        "health": {
-            "alpha": f"2^-{health.ALPHA_BITS}",
-            "cutoffs": {
-                "repetition count (bits)": c.rct_bits,
-                "repetition count (bytes)": c.rct_bytes,
-                "adaptive proportion (bits)": c.apt_bits,
-                "adaptive proportion (bytes)": c.apt_bytes,
-            },
-            "duplicate_units": True,
-            "startup_bytes": source.startup_bytes,
-        },
+        "by_broker": status.by_broker,
+        "health": _tests(source, status),
         "locked": status.ring_locked,
+    }
+
+
+def _tests(source: Source, status: SourceStatus) -> dict:
+    """Which tests watch the raw bytes, and their cutoffs."""
+    if status.kind == "replayed":
+        return {"tests": "none: keys of a journal are given again"}
+    if status.by_broker:
+        return {"tests": "by the broker, whose ledger names their cutoffs"}
+    c = health.cutoffs(status.min_entropy)
+    return {
+        "alpha": f"2^-{health.ALPHA_BITS}",
+        "cutoffs": {
+            "repetition count (bits)": c.rct_bits,
+            "repetition count (bytes)": c.rct_bytes,
+            "adaptive proportion (bits)": c.apt_bits,
+            "adaptive proportion (bytes)": c.apt_bytes,
+        },
+        "duplicate_units": True,
+        "startup_bytes": source.startup_bytes,
     }
 
 
@@ -164,7 +171,11 @@ def counts(
         "keyring": keyring,
         "draws": dict(draws),
         "sources": {
-            str(number): {"state": s.state, "alarms": dict(s.alarm_counts), **{name: getattr(s, name) for name in COUNTS}}
+            str(number): {
+                "state": s.state,
+                "alarms": dict(s.alarm_counts),
+                **{name: getattr(s, name) for name in COUNTS},
+            }
             for number, s in sources.items()
         },
         "settings": plain(settings),

@@ -1,11 +1,13 @@
 """`ev.ledger`: the ledger of this process, or a summary of what it would say."""
 
 import os
+import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from .. import followers, keys, session
-from ..errors import LedgerError
+from ..errors import EverettError, LedgerError
 from ..source import Source
 from . import records
 from .summary import Summary
@@ -24,6 +26,15 @@ class _Run:
 
     def settings(self) -> Mapping:
         return keys.settings()
+
+    def ranks(self) -> Mapping:
+        # A policy of several ranks exists only where the module that makes them was imported.
+        distributed = sys.modules.get("everett_cuda.distributed")
+        try:
+            provenance = distributed.provenance() if distributed is not None else ()
+        except EverettError:  # no policy is in force
+            provenance = ()
+        return {str(p.rank): {"said": str(p), **records.plain(asdict(p))} for p in provenance}
 
 
 class _RunLedger(Ledger):

@@ -172,5 +172,5 @@ class Summary:
             if direct >= 0:
                 lines.append(f"not as keys:  {direct:,} bytes handed out (direct words, pools, keys that were lost)")
         for rank, entry in self.ranks.items():
-            lines.append(f"rank {rank}:       {entry}")
+            lines.append(f"rank {rank}:       {entry['said']}")
         return "\n".join(lines)

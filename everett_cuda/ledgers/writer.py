@@ -11,13 +11,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ..drivers.spend import now_utc
 from ..errors import LedgerError
 from ..source import Source
+from ..source_status import AlarmReport
 from . import records
 from .chain import Chain
 from .signature import Signer, load_signer
@@ -28,13 +29,16 @@ LOOK_S = 1.0
 
 
 class Subject(Protocol):
-    """What a ledger is about: the draws and settings of a process or of a server. Draws may be empty."""
+    """What a ledger is about: the draws and settings of a process, or of a server, which has no draws. ranks: whose device
+    stands behind which rank; empty where there is one process."""
 
     def sources(self) -> list[Source]: ...
 
     def draws(self) -> Mapping[str, int]: ...
 
     def settings(self) -> Mapping: ...
+
+    def ranks(self) -> Mapping: ...
 
 
 @dataclass
@@ -44,7 +48,7 @@ class _Watched:
     number: int
     source: Source
     state: str
-    alarms: int = 0
+    alarms: set[AlarmReport] = field(default_factory=set)
     responses: int = 0
     attested: str = ""
 
@@ -67,7 +71,9 @@ class Ledger:
         counts. every_steps: counts after so many steps, too. Raises LedgerError, ValueError; then there is no new file."""
         if not 0 < interval_s < float("inf"):
             raise ValueError(f"interval_s: seconds above 0, got {interval_s!r}")
-        if every_steps is not None and (isinstance(every_steps, bool) or not isinstance(every_steps, int) or every_steps < 1):
+        if every_steps is not None and (
+            isinstance(every_steps, bool) or not isinstance(every_steps, int) or every_steps < 1
+        ):
             raise ValueError(f"every_steps: a whole number from 1 on, or None, got {every_steps!r}")
         self.path = Path(os.path.abspath(path))
         self._subject = subject
@@ -82,6 +88,7 @@ class Ledger:
         self._chain = Chain()
         self._failure = ""
         self._watched: list[_Watched] = []
+        self._ranks: Mapping = {}
         self._n_sources = self._keyring = self._steps = 0
         self._summary = Summary(str(self.path))
         self._stopping = threading.Event()
@@ -135,6 +142,10 @@ class Ledger:
             self._add({"type": "signature", "key": self._signer.public, "signature": signature})
 
     def _count(self, why: str) -> None:
+        ranks = self._subject.ranks()
+        if ranks != self._ranks:
+            self._add({"type": "provenance", "ranks": ranks})
+            self._ranks = ranks
         draws = self._subject.draws()  # first: keys that were drawn are then among the bytes handed out
         sources = {w.number: w.source.status() for w in self._watched}
         self._add(records.counts(why, self._steps, self._keyring, draws, sources, self._subject.settings()))
@@ -151,7 +162,7 @@ class Ledger:
     def _look_at(self, watched: _Watched) -> None:
         """Writes what is new of one source."""
         status, number = watched.source.status(), watched.number
-        new = watched.source.driver.responses_from(watched.responses)
+        new = [] if status.kind == "replayed" else watched.source.responses_from(watched.responses)
         if new:
             self._add(records.responses(number, new))
             watched.responses += len(new)
@@ -159,9 +170,10 @@ class Ledger:
         if attestation is not None and attestation["signature"] != watched.attested:
             self._add(attestation)
             watched.attested = attestation["signature"]
-        for report in status.alarms[watched.alarms :]:
-            self._add(records.alarm(number, report))
-            watched.alarms += 1
+        for report in status.alarms:  # of a broker's source, the last alarm only
+            if report not in watched.alarms:
+                self._add(records.alarm(number, report))
+                watched.alarms.add(report)
         if status.state != watched.state:
             self._add(records.state(number, status))
             watched.state = status.state
@@ -244,19 +256,11 @@ class Ledger:
         if self._elsewhere:
             return ""
         signed = "signed" if self._signer else "not signed"
-        return f"ledger:       {self.path}, " + (f"FAILED: {self._failure}" if self._failure else f"{self._chain.n} lines, {signed}")
+        return f"ledger:       {self.path}, " + (
+            f"FAILED: {self._failure}" if self._failure else f"{self._chain.n} lines, {signed}"
+        )
 
     # --- for users --------------------------------------------------------------------------------------------------
-
-    def provenance(self, ranks: Mapping) -> None:
-        """Records whose device stands behind which rank, as `ev.distributed.provenance()` says it.
-
-        ranks: a mapping of text, integers, true, false, None, lists and mappings. TypeError for anything else (floats
-        too), LedgerError when it cannot be written.
-        """
-        if not self._elsewhere:
-            with self._lock:
-                self._add({"type": "provenance", "ranks": {str(rank): entry for rank, entry in ranks.items()}})
 
     def count(self) -> None:
         """Writes the counts of now, signed if there is a key. LedgerError when they cannot be written."""

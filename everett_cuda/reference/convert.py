@@ -90,6 +90,11 @@ def gumbel(draws, dtype="float32"):
     return round_to(_minus_ln(_exponential_f32(draws)), dtype)
 
 
+def minus_ln(x):
+    """-ln of positive normal fp64 x."""
+    return _minus_ln_f64(np.asarray(x, np.float64))
+
+
 def bernoulli(draws, p):
     """True where the 64-bit draw is below round(p * 2^64), half to even. p: float64 in [0,1]; 0 never, 1 always."""
     draws, p = np.broadcast_arrays(np.asarray(draws, np.uint64), np.asarray(p, np.float64))

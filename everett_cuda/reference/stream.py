@@ -10,7 +10,8 @@ from everett_cuda.reference import chacha
 from everett_cuda.reference.philox import philox4x32_10
 
 GENERATORS = ("chacha8", "chacha12", "chacha20", "philox")
-DERIVATION, KEEP, UNIFORM, NORMAL, EXPONENTIAL, ATTENTION, BERNOULLI, ROUNDING, INTEGER = range(9)  # purpose tags
+# Purpose tags.
+DERIVATION, KEEP, UNIFORM, NORMAL, EXPONENTIAL, ATTENTION, BERNOULLI, ROUNDING, INTEGER, GAMMA = range(10)
 _LOW = np.uint64(0xFFFFFFFF)
 
 

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from compiled import DRAWS, check_gradients, every_op, inputs
-from torch._dynamo.testing import CompileCounterWithBackend
+import torch._functorch.config
+from compiled import check_gradients, every_op, few_ops, inputs
 
 import everett_cuda as ev
 from everett_cuda import keys
@@ -31,10 +31,11 @@ def source():
 
 @pytest.fixture(params=BACKENDS)
 def compiled(request):
-    """`every_op`, compiled as one graph by a backend."""
+    """Every op, or the few that inductor's time allows, compiled as one graph by a backend."""
     if request.param not in _compiled:
         torch._dynamo.reset()
-        _compiled[request.param] = torch.compile(every_op, backend=request.param, fullgraph=True, dynamic=False)
+        function = few_ops if request.param == "inductor" else every_op
+        _compiled[request.param] = torch.compile(function, backend=request.param, fullgraph=True, dynamic=False)
     return _compiled[request.param]
 
 
@@ -52,17 +53,17 @@ def test_every_call_is_fresh_and_no_two_draws_are_one(compiled):
     for a, b in itertools.combinations(calls, 2):
         assert all(not torch.equal(a[name], b[name]) for name in a)
     for call in calls:
-        masks = [call[name] for name in ("dropout", "dropout again", "in place", "philox")]
+        masks = [call[name] for name in ("dropout", "dropout again", "in place", "philox") if name in call]
         assert all(not torch.equal(a, b) for a, b in itertools.combinations(masks, 2))
 
 
 def test_a_call_takes_a_key_a_draw(compiled):
     x = inputs()
     before = keys.counters()
-    compiled(x)
+    read = len(compiled(x))
     after = keys.counters()
     # Whether the draw that nobody reads happens is the compiler's to choose.
-    assert after["draws"] - before["draws"] in (DRAWS - 1, DRAWS)
+    assert after["draws"] - before["draws"] in (read, read + 1)
     assert after["fresh"] + after["stretched"] - before["fresh"] - before["stretched"] == after["draws"] - before["draws"]
 
 
@@ -101,12 +102,12 @@ def test_inference_mode_is_always_fresh(compiled):
 
 def test_one_graph_for_all_sizes():
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(every_op, backend=counter, fullgraph=True, dynamic=True)
-    for batch in (6, 9, 4):
-        x = inputs(batch=batch)
-        check_gradients(compiled(x), x)
-    assert counter.frame_count == 1
+    compiled = torch.compile(every_op, backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled(inputs(batch=6))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch in (9, 4):
+            x = inputs(batch=batch)
+            check_gradients(compiled(x), x)
 
 
 @pytest.mark.parametrize("op", [ev.dropout, ev.alpha_dropout])
@@ -185,7 +186,7 @@ def test_without_a_source_a_compiled_draw_fails():
 def test_a_million_compiled_nonces_are_distinct():
     # inductor's CPU randint has a 32-bit seed: of a million two-word nonces from single calls some 116 repeat.
     torch._dynamo.reset()
-    a_call, calls = 40, 25_000
+    a_call, calls = 20, 50_000
 
     @torch.compile(fullgraph=True)
     def draw():

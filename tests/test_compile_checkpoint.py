@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import torch._functorch.config
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import everett_cuda as ev

@@ -8,7 +8,7 @@ import torch
 from torch.library import opcheck
 
 import everett_cuda as ev
-from everett_cuda import registered
+from everett_cuda import registered, registered_fused
 from everett_cuda.nonce import nonce_tensor
 from everett_cuda.reference import keepdrop, layout
 
@@ -59,6 +59,41 @@ def test_opcheck_masked_shard(with_residual):
     residual = torch.randn(3, 6, requires_grad=True) if with_residual else None
     index = _index((2, 4), (3, 6))
     checked(registered.masked_shard, x, residual, new_record(), index, 0.4, 0, None, None, (7, 10))
+
+
+def test_opcheck_noise():
+    record = new_record()
+    checked(registered.fill, record, "normal", [5, 3], torch.float32, 0, None)
+    checked(registered.fill, record, "bernoulli", [4], torch.bfloat16, 0, torch.rand(4, dtype=torch.float64))
+    checked(registered.fill, record, "integers", [4], torch.int64, 0, torch.tensor([6]))
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_opcheck_fused(with_bias):
+    x, residual, record = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True), new_record()
+    bias = torch.randn(6, requires_grad=True) if with_bias else None
+    checked(registered_fused.bias_dropout_add, x, bias, residual, record, 0.4, 0)
+    checked(registered_fused.bias_gelu_dropout, x, bias, record, 0.4, 0, "tanh")
+    bias = None if bias is None else bias.detach()
+    checked(registered_fused.bias_gelu_dropout_backward, x.detach(), bias, residual.detach(), record, 0.4, 0, "none")
+
+
+def test_opcheck_added_noise_and_rounding():
+    x, record = torch.randn(4, 6, requires_grad=True), new_record()
+    checked(registered_fused.add_noise, x, record, 0.5, 0)
+    checked(registered_fused.stochastic_round, x, record, torch.bfloat16, 0)
+
+
+def test_parameters_of_another_kind_are_refused_before_memory_is_read():
+    record, x = new_record(), torch.ones(3, 4)
+    for kind, p in (("normal", torch.ones(4)), ("bernoulli", None), ("bernoulli", torch.ones(4)),
+                    ("integers", torch.ones(3, dtype=torch.int64))):  # fmt: skip
+        with pytest.raises(ev.EverettError, match=f"fill: {kind} takes"):
+            registered.fill(record, kind, [4], torch.float32, 0, p)
+    with pytest.raises(ev.EverettError, match="bias: must be"):
+        registered_fused.bias_gelu_dropout(x, torch.ones(3), record, 0.5, 0, "none")
+    with pytest.raises(ev.EverettError, match="residual or grad: must be"):
+        registered_fused.bias_dropout_add(x, None, torch.ones(4), record, 0.5, 0)
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------

@@ -318,6 +318,7 @@ class Impostor:
                 return
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.descriptors))] if self.descriptors else []
             s.sendmsg([self.answer], rights)
+            s.settimeout(5)
             s.recv(1)
             s.close()
 

@@ -53,8 +53,8 @@ class AlarmReport:
 class SourceStatus:
     """A source at one moment; all counts are since it was opened, in bytes unless named otherwise.
 
-    state: starting, flowing, reconnecting (to its broker), alarm (permanent), exhausted, failed or closed. min_entropy: claimed bits a raw byte.
-    device: what the device says of itself (firmware, mode, spend, ...).
+    state: starting, flowing, reconnecting (to its broker), alarm (permanent), exhausted, failed or closed.
+    min_entropy: claimed bits a raw byte. device: what the device says of itself (firmware, mode, spend, ...).
     raw_bytes_held_back: read and not yet proven or conditioned. raw_bytes_dropped: destroyed by alarms and transport
     errors. bytes_destroyed: conditioned bytes that an alarm or the close destroyed. by_broker: a broker has the device;
     raw bytes and alarms are its count, for all its clients.

@@ -50,9 +50,10 @@ def chaos(n: int, seconds: float, seed: int) -> str:
 
 
 def cycles(n: int) -> str:
-    """Connections that come and go, half of them with shared memory; descriptors and memory of the broker before and after."""
+    """Connections that come and go, half of them with shared memory; the broker's descriptors and memory before and after."""
     folder = socket_folder()
     with BrokerProcess(folder / "s", "sim:seed=9") as broker:
+
         def held():
             proc = Path(f"/proc/{broker.process.pid}")
             pages = int((proc / "statm").read_text().split()[1])

@@ -275,6 +275,7 @@ def test_waking_without_end_ends_the_client(running):
 def test_clients_that_never_read_cost_their_ring_and_no_more(folder):
     """1,000 of them: 68 KiB each, and the one that reads is served at once."""
     with BrokerProcess(folder / "s", "sim:seed=7") as broker:
+
         def resident():
             text = Path(f"/proc/{broker.process.pid}/status").read_text()
             found = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines() if line.startswith("Rss")}

@@ -8,7 +8,7 @@ import signal
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,16 +22,16 @@ TURN_S = 0.5
 
 
 def serve(
-    uris: Annotated[Optional[list[str]], typer.Argument(metavar="[URI]...", help="The sources, such as quantis-usb:.")] = None,
-    socket: Annotated[Optional[Path], typer.Option(help="Where to listen. [default: /run/everett/everett.sock]")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="A file with a section [broker]; options here go before it.")] = None,
+    uris: Annotated[list[str] | None, typer.Argument(metavar="[URI]...", help="The sources, such as quantis-usb:.")] = None,
+    socket: Annotated[Path | None, typer.Option(help="Where to listen. [default: /run/everett/everett.sock]")] = None,
+    config: Annotated[Path | None, typer.Option(help="A file with a section [broker]; options here go before it.")] = None,
     failover: Annotated[bool, typer.Option("--failover", help="The first source that gives bits; not all in turn.")] = False,
     mix_kinds: Annotated[
         bool, typer.Option("--mix-kinds", help="Serve sources of different kinds together, all as the weakest.")
     ] = False,
-    quota: Annotated[Optional[str], typer.Option(help="Most that a client gets, such as 1MB/s.")] = None,
-    user_quota: Annotated[Optional[str], typer.Option(help="Most that all clients of a user get together.")] = None,
-    group: Annotated[Optional[str], typer.Option(help="Group that may use the socket. [default: everett]")] = None,
+    quota: Annotated[str | None, typer.Option(help="Most that a client gets, such as 1MB/s.")] = None,
+    user_quota: Annotated[str | None, typer.Option(help="Most that all clients of a user get together.")] = None,
+    group: Annotated[str | None, typer.Option(help="Group that may use the socket. [default: everett]")] = None,
     check_config: Annotated[bool, typer.Option("--check-config", help="Say what would be served, and leave.")] = False,
 ) -> None:
     """Serve conditioned bits of one or several devices to the processes of this machine, until SIGTERM or Ctrl-C.

@@ -50,7 +50,7 @@ def chaos(n: int, seconds: float, seed: int) -> str:
 
 
 def cycles(n: int) -> str:
-    """Connections that come and go, half of them with shared memory; the broker's descriptors and memory before and after."""
+    """Connections that come and go, half with shared memory; the broker's descriptors and memory before and after."""
     folder = socket_folder()
     with BrokerProcess(folder / "s", "sim:seed=9") as broker:
 

@@ -20,6 +20,7 @@ from everett_cuda import _C, drivers, session
 from everett_cuda.broker import Broker, BrokerConfig
 from everett_cuda.drivers import broker as broker_driver
 from everett_cuda.drivers.broker import look
+from everett_cuda.drivers.sim import SimulatedDriver
 from everett_cuda.errors import BadParameter, DeviceNotFound, ForkedError, HealthAlarm, SourceError, SourceExhausted, Starved
 from everett_cuda.source import Source
 
@@ -61,7 +62,7 @@ class Running:
 
 def raw_of(seed: int, n: int) -> bytes:
     """The first n raw bytes of sim:seed=..."""
-    return drivers.sim.SimulatedDriver(seed).bytes_at(0, n).tobytes()
+    return SimulatedDriver(seed).bytes_at(0, n).tobytes()
 
 
 # --- bits ---

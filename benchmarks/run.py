@@ -18,7 +18,7 @@ from everett_cuda.errors import EverettError
 BENCHES = {
     "cpu": {
         name: f"bench_{name}"
-        for name in ("dropout", "fused", "noise", "overhead", "ring", "quantis_usb", "quantis_pcie")
+        for name in ("dropout", "fused", "noise", "overhead", "ring", "quantis_usb", "quantis_pcie", "broker")
     },
     "cuda": {name: f"bench_{name}_gpu" for name in ("dropout", "fused", "noise", "pool")},
 }

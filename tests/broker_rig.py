@@ -25,7 +25,7 @@ class BrokerProcess:
         self.process = everett_process("serve", *self.sources, "--socket", self.path, "--group", "", *self.options)
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self._reader.start()
-        self.wait_for("serving ")
+        self.wait_for("serving ", timeout_s=60.0)  # a busy machine takes its time
 
     def _read(self, stdout) -> None:
         for line in stdout:

@@ -44,6 +44,7 @@ def chaos(n: int, seconds: float, seed: int) -> str:
             c.kill()
             c.communicate()
     blocks = check_no_block_twice(files)
+    assert blocks > 1000 and killed and restarts, f"{blocks} blocks, {killed} and {restarts} kills are no test"
     shutil.rmtree(out)
     shutil.rmtree(folder)
     return f"{n} clients, {seconds:g} s: {blocks:,} blocks, none twice; {killed} clients and {restarts} brokers were killed"

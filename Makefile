@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 SANITIZER := $(shell command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-gpu bench bench-gpu lint clean
+.PHONY: help build demo test test-gpu bench bench-gpu soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench: build ## run the CPU benchmarks and write their rows to benchmarks/result
 
 bench-gpu: build ## run the GPU benchmarks and write their rows to benchmarks/results
 	$(PY) -m benchmarks.run --device cuda
+
+soak: build ## brokers, clients killed at random for a minute with 8 and with 64 clients; no block may come twice
+	cd tests && ../$(PY) broker_soak.py
 
 lint: $(STAMP) ## check style (ruff)
 	$(PY) -c "import ruff" 2>/dev/null || $(PY) -m pip install -q ruff

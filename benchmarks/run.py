@@ -18,7 +18,9 @@ from everett_cuda.errors import EverettError
 BENCHES = {
     "cpu": {
         name: f"bench_{name}"
-        for name in ("dropout", "fused", "journal", "noise", "overhead", "compile", "ring", "quantis_usb", "quantis_pcie")
+        for name in (
+            "dropout", "fused", "journal", "noise", "overhead", "compile", "ring", "broker", "quantis_usb", "quantis_pcie",
+        )
     },
     "cuda": {name: f"bench_{name}_gpu" for name in ("dropout", "fused", "noise", "pool")},
 }

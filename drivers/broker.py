@@ -41,7 +41,11 @@ class BrokerDriver(Driver):
         self._closed = threading.Event()
         connection = Connection(path, shared=True)
         self.ring_bytes = connection.ring_bytes
-        self.ring = _C.BrokerRing(self.ring_bytes)
+        try:
+            self.ring = _C.BrokerRing(self.ring_bytes)
+        except ValueError as error:
+            connection.close()
+            raise SourceError(f"broker: {path}: {error}") from error
         self._take_over(connection)
         self._thread = threading.Thread(target=_listen, args=(weakref.ref(self), self._closed), daemon=True)
         self._thread.name = f"everett broker {path}"

@@ -91,7 +91,7 @@ class Connection:
             self._socket.connect(os.fspath(self.path))
         except PermissionError as error:
             raise SourceError(
-                f"broker: no permission for {self.path}; join its group with `sudo usermod -aG everett $USER` and log in again"
+                f"broker: no permission for {self.path}; join its group with `sudo usermod -aG everett $USER`, log in again"
             ) from error
         except ConnectionRefusedError as error:
             raise DeviceNotFound(f"broker: nobody serves at {self.path} any more; start `everett serve URI`") from error
@@ -101,7 +101,7 @@ class Connection:
         self.pid, self.uid, _ = _CREDENTIALS.unpack(credentials)
         if self.uid not in (0, os.geteuid(), folder_owner):
             raise SourceError(
-                f"broker: {self.path} is served by user {user_name(self.uid)} (pid {self.pid}), who is neither root, nor you, "
+                f"broker: {self.path} is served by user {user_name(self.uid)} (pid {self.pid}), neither root, nor you, "
                 f"nor the owner of its folder ({user_name(folder_owner)}): an impostor; nothing was taken from it"
             )
 

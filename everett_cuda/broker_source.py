@@ -60,7 +60,9 @@ class BrokerSource(Source):
                 f"and {unread} are left. Give the broker a longer recording"
             )
         if answer == _C.Take.failed:
-            return SourceError(f"{self.driver.outage or self.uri + ' broke'}; {asked} bytes were asked for, {unread} are left")
+            return SourceError(
+                f"{self.driver.outage or self.uri + ' broke'}; {asked} bytes were asked for, {unread} are left"
+            )
         within = "at once" if timeout_s is None else f"within {timeout_s:g} s"
         why = self.outage() or "its clients share what its device gives"
         return Starved(f"{self.uri} gave no {asked} bytes {within} ({unread} are there): {why}; wait longer or draw less")

@@ -330,8 +330,9 @@ def attach(
     """Keys come from `ring` (a `_C.Ring`, or a broker's) from now on. ev.open does this.
 
     explain: given "ended", "failed", "alarm", "closed" or "forked", the source's own account of it (an exception), or
-    None; given "starved", why no bits come now (text), or None. tape_entries: draws whose keys are remembered, about 100 bytes each, oldest forgotten first. When a keyring is
-    already there its tape stays as it is, so that graphs built before the source was opened again still recompute.
+    None; given "starved", why no bits come now (text), or None. tape_entries: draws whose keys are
+    remembered, about 100 bytes each, oldest forgotten first. When a keyring is there its tape stays as it
+    is, so that graphs built before the source was opened again still recompute.
     """
     global _keyring, _explain, _hook, _watched_by, _begun
     with _lock:

@@ -99,9 +99,10 @@ class Source:
     def open(cls, uri: str, ring_bytes: int | None = None) -> "Source":
         """Opens the source that `uri` names and runs its start-up test; when this returns, bits flow.
 
-        A broker's source is a `BrokerSource`, whose ring has the broker's size. ring_bytes: capacity of the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises
-        UnknownScheme, BadParameter, SourceError, SourceExhausted (a recording too short for the start-up test) or
-        StartupTestFailed; then nothing is left open.
+        A broker's source is a `BrokerSource`, whose ring has the broker's size. ring_bytes: capacity of
+        the ring, a power of two; None: 1 MiB, or 16 KiB for a metered source. Raises UnknownScheme, BadParameter,
+        SourceError, SourceExhausted (a recording too short for the start-up test) or StartupTestFailed; then nothing is left
+        open.
         """
         if ring_bytes is not None and (ring_bytes < 16384 or ring_bytes & (ring_bytes - 1)):
             raise ValueError(f"ring_bytes must be a power of two, at least 16384, not {ring_bytes}")

@@ -25,7 +25,7 @@ class BrokerProcess:
         self.process = everett_process("serve", *self.sources, "--socket", self.path, "--group", "", *self.options)
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self._reader.start()
-        self.wait_for("serving ")
+        self.wait_for("serving ", timeout_s=60.0)  # a busy machine takes its time
 
     def _read(self, stdout) -> None:
         for line in stdout:
@@ -71,9 +71,10 @@ from everett_cuda.errors import EverettError
 from everett_cuda.source import Source
 warnings.simplefilter("ignore")
 uri, file, seconds, pieces = sys.argv[1], sys.argv[2], float(sys.argv[3]), [int(n) for n in sys.argv[4].split(",")]
-end, turn = time.monotonic() + seconds, 0
+turn = 0
 with open(file, "ab", buffering=0) as out:
     source = Source.open(uri)
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
             out.write(source.take(pieces[turn % len(pieces)], 0.5))

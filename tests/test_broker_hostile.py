@@ -275,6 +275,7 @@ def test_waking_without_end_ends_the_client(running):
 def test_clients_that_never_read_cost_their_ring_and_no_more(folder):
     """1,000 of them: 68 KiB each, and the one that reads is served at once."""
     with BrokerProcess(folder / "s", "sim:seed=7") as broker:
+
         def resident():
             text = Path(f"/proc/{broker.process.pid}/status").read_text()
             found = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines() if line.startswith("Rss")}
@@ -318,6 +319,7 @@ class Impostor:
                 return
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.descriptors))] if self.descriptors else []
             s.sendmsg([self.answer], rights)
+            s.settimeout(5)
             s.recv(1)
             s.close()
 
@@ -396,24 +398,30 @@ def test_what_is_not_a_brokers_answer_is_refused(folder):
 def test_no_block_twice_among_clients_that_are_killed_and_brokers_that_are_killed(folder, tmp_path):
     """The short form; `make soak` is the long one."""
     rng = random.Random(1)
-    files = []
+    files, clients, killed = [], {}, 0
     with BrokerProcess(folder / "s", "sim:seed=1") as broker:
-        deadline = time.monotonic() + 6
-        clients = []
-        while time.monotonic() < deadline:
-            clients = [c for c in clients if c.poll() is None]
-            while len(clients) < 4:
+        deadline = time.monotonic() + 60
+        while killed < 3 or broker.sources == ("sim:seed=1",):
+            assert time.monotonic() < deadline
+            for _ in range(3 - len(clients)):
                 files.append(tmp_path / str(len(files)))
-                clients.append(client(folder / "s", files[-1], 4))
-            time.sleep(rng.uniform(0.3, 0.8))
-            if rng.random() < 0.5:
-                rng.choice(clients).kill()
-            elif len(files) > 5 and broker.sources == ("sim:seed=1",):
+                clients[files[-1]] = client(folder / "s", files[-1], 60)
+            time.sleep(rng.uniform(0.1, 0.4))
+            drawing = [f for f in clients if f.exists() and f.stat().st_size]
+            if killed == 2 and broker.sources == ("sim:seed=1",) and len(drawing) == 3:
                 broker.kill(signal.SIGKILL)
                 broker.sources = ("sim:seed=2",)
                 broker.start()
-        for c in clients:
-            c.communicate(timeout=20)
+            elif drawing and (killed < 2 or broker.sources == ("sim:seed=2",)):
+                victim = clients.pop(rng.choice(drawing))
+                victim.kill()
+                victim.communicate()
+                killed += 1
+        sizes = {f: f.stat().st_size for f in clients}
+        wait_until(lambda: any(f.stat().st_size > sizes[f] for f in clients), 20)
+        for c in clients.values():
+            c.kill()
+            c.communicate()
         assert check_no_block_twice(files) > 2000
 
 

@@ -32,6 +32,6 @@ def notes_on_limits(max_clients: int, ring_bytes: int) -> list[str]:
         notes.append(f"{files} descriptors are enough for {most} clients, not for {max_clients} (LimitNOFILE=)")
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if locked != resource.RLIM_INFINITY and locked < max_clients * (ring_bytes + 4096):
-        notes.append(f"{locked >> 20} MiB may be locked in memory, which is less than {max_clients} clients' rings; the rest "
+        notes.append(f"{locked >> 20} MiB may be locked in memory, less than {max_clients} clients' rings; the rest "
                      "could be swapped out (LimitMEMLOCK=infinity)")  # fmt: skip
     return notes

@@ -67,7 +67,9 @@ class Broker:
             self.kind = self._weakest_kind()
             self._alarms_seen = [0] * len(self.sources)
             rings = [s.ring for s in self.sources]
-            self._server = _C.BrokerServer(self._listener.fileno(), rings, self.serves().pack(), **config.rules(self.metered))
+            self._server = _C.BrokerServer(
+                self._listener.fileno(), rings, self.serves().pack(), **config.rules(self.metered)
+            )
             self._tell()
         except BaseException:
             self.close()
@@ -83,8 +85,8 @@ class Broker:
         if len(kinds) > 1 and not self.config.mix_kinds:
             named = ", ".join(f"{s.uri} ({label(s.driver.kind)})" for s in self.sources)
             raise SourceError(
-                f"these sources are of different kinds: {named}. Serve them by two brokers, or allow it with --mix-kinds: then "
-                "all bits count as the weakest kind"
+                f"these sources are of different kinds: {named}. Serve them by two brokers, or allow it by --mix-kinds: "
+                "then all bits count as the weakest kind"
             )
         return max(kinds, key=wire.KINDS.index)
 

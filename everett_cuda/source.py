@@ -45,8 +45,8 @@ class DirectWitness(Protocol):
 class Source:
     """An open source of conditioned bits. Open one with `Source.open(uri)`; close it, or use it in a `with`.
 
-    `ring` is the C++ ring that keys and direct words are drawn from; it stays the same object over `reopen`. `witness`, where
-    one is set, is told of direct words before anybody sees them.
+    `ring` is the C++ ring that keys and direct words are drawn from; it stays the same object over `reopen`. `witness`,
+    where one is set, is told of direct words before anybody sees them.
     """
 
     witness: DirectWitness | None = None
@@ -305,7 +305,7 @@ class Source:
     # What a GPU's store of words asks and tells, so that a journal can record it and a replay answer.
 
     def take_slab(self, memory: memoryview, n: int, timeout_s: float | None, place: tuple[int, int]) -> int:
-        """The next bytes of a store, into the beginning of `memory`: n of them. (A replay gives as many as were recorded.)"""
+        """The next n bytes of a store, into the beginning of `memory`. (A replay gives as many as were recorded.)"""
         self.take_into(memory[:n], timeout_s, place)
         return n
 

@@ -51,7 +51,7 @@ def test_every_public_name_is_the_one_that_type_checkers_see():
     tree = ast.parse((ROOT / "everett_cuda" / "__init__.py").read_text())
     block = next(n for n in tree.body if isinstance(n, ast.If))
     seen = {(a.name, n.module) for n in block.body for a in n.names}
-    assert seen == {(name, module) for name, module in ev._HOME.items()} | {("nn", None)}
+    assert seen == {(name, module) for name, module in ev._HOME.items()} | {(name, None) for name in ev._MODULES}
     modules = {path.stem for path in (ROOT / "everett_cuda").iterdir()}
     assert not modules & set(ev._HOME), "importing the module would replace the name"
     for name, module in ev._HOME.items():

@@ -11,6 +11,7 @@ from ..errors import DeviceNotFound, SourceError, UnknownScheme
 from .contract import (
     ASSUMED_MIN_ENTROPY,
     Attached,
+    DeviceBusy,
     DeviceFault,
     DeviceLost,
     Driver,
@@ -22,8 +23,9 @@ from .contract import (
 from .uri import SourceURI, parse_uri
 
 __all__ = [
-    "ASSUMED_MIN_ENTROPY", "Attached", "DeviceFault", "DeviceLost", "Driver", "EndOfRecording", "Finding", "MinEntropy",
-    "SourceURI", "TransportError", "attached", "driver_of", "installed", "open_driver", "parse_uri", "quantum_devices",
+    "ASSUMED_MIN_ENTROPY", "Attached", "DeviceBusy", "DeviceFault", "DeviceLost", "Driver", "EndOfRecording", "Finding",
+    "MinEntropy", "SourceURI", "TransportError", "attached", "driver_of", "installed", "open_driver", "parse_uri",
+    "quantum_devices",
 ]  # fmt: skip
 
 GROUP = "everett_cuda.drivers"
@@ -110,11 +112,19 @@ def open_driver(text: str) -> Driver:
     """Opens the driver that a URI names; `auto` is the first real local quantum device that can be opened, or before
     that a broker that serves quantum bits.
 
-    Raises UnknownScheme, BadParameter, DeviceNotFound, SourceExhausted (a recording with no bytes) or SourceError.
+    Raises UnknownScheme, BadParameter, DeviceNotFound, DeviceBusy, SourceExhausted (a recording with no bytes) or
+    SourceError.
     """
     _refuse_beacon(str(text).partition(":")[0])  # before parsing: a scheme has no dot
     uri = parse_uri(text)
-    return _open_auto(uri) if uri.scheme == "auto" else driver_of(uri).open(uri)
+    if uri.scheme == "auto":
+        return _open_auto(uri)
+    try:
+        return driver_of(uri).open(uri)
+    except DeviceBusy as error:
+        from .broker import hint_for  # here, because a broker's driver is no cheap import
+
+        raise DeviceBusy(f"{error}. {hint_for(uri.scheme)}") from error
 
 
 def quantum_devices(uri: SourceURI) -> list[Attached]:

@@ -228,12 +228,12 @@ def _findings(path: Path):
 
 
 def hint_for(scheme: str) -> str:
-    """For who finds a device busy: where a broker serves one of this scheme, or that one could."""
+    """For who finds a device busy: that a broker serves one of this scheme, or that one could."""
     try:
         served = look(DEFAULT_PATH)
     except SourceError:
-        return "Several processes share one device through `everett serve URI`, and open broker:"
+        return "Several processes share one device through `everett serve URI`: they open broker:"
     served.close()
     if any(uri.partition(":")[0] == scheme for uri in served.serves.uris.split()):
         return f"A broker serves {served.serves.name}: open broker: instead"
-    return ""
+    return "The broker of this machine serves another device; have it serve this one as well (`everett serve URI URI`)"

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from .. import _C
 from ..errors import DeviceNotFound, SourceError
-from .contract import DeviceLost, Driver, TransportError
+from .contract import DeviceBusy, DeviceLost, Driver, TransportError
 from .permission import holders, in_words, permission_hint
 
 ANSWER_S = 5.0  # open(2) and ioctl(2) wait for the read of whoever uses the card, at most this long
@@ -92,7 +92,7 @@ def lock_node(fd: int, path: str, scheme: str) -> None:
     except BlockingIOError as error:
         others = holders(path, own=1)
         who = in_words(others) if others else "another process that this user may not see"
-        raise SourceError(f"{scheme}: {path} is in use by {who}; close that first, or use another device") from error
+        raise DeviceBusy(f"{scheme}: {path} is in use by {who}; close that first, or use another device") from error
 
 
 def answer_within(ask: Callable[[], Answer], what: str, discard: Callable[[Answer], object]) -> Answer:

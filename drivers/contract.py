@@ -34,6 +34,10 @@ class DeviceLost(TransportError):
     """The device is gone. The source asks the driver to `reconnect` for a while, then gives up."""
 
 
+class DeviceBusy(SourceError):
+    """Another process has the device."""
+
+
 class EndOfRecording(SourceError):
     """A recording has no bytes left."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..errors import DeviceNotFound, SourceError
 from . import permission
-from .contract import DeviceLost, Finding, TransportError, require
+from .contract import DeviceBusy, DeviceLost, Finding, TransportError, require
 from .permission import holders, in_words
 
 serial = require("serial", "serial", "pyserial")
@@ -99,8 +99,8 @@ def open_port(device: str, baudrate: int, timeout_s: float) -> "serial.Serial":
             raise SourceError(f"{device} is not a serial port (no character device); name one such as /dev/ttyUSB0")
         port = serial.Serial(device, baudrate, timeout=timeout_s, write_timeout=timeout_s, exclusive=True)
     except (OSError, termios.error) as error:
-        absent = isinstance(error, OSError) and error.errno == errno.ENOENT
-        raise (DeviceNotFound if absent else SourceError)(_why_not_opened(device, error)) from error
+        kind = _KINDS.get(_number(error), SourceError)
+        raise kind(_why_not_opened(device, error)) from error
     try:
         fcntl.ioctl(port.fd, termios.TIOCEXCL)
     except OSError as error:
@@ -111,7 +111,7 @@ def open_port(device: str, baudrate: int, timeout_s: float) -> "serial.Serial":
     others = [(pid, name) for pid, name in holders(device, own=1) if not _is_child(pid)]
     if others:
         close_port(port)
-        raise SourceError(f"{device} is in use by {in_words(others)}; close that first")
+        raise DeviceBusy(f"{device} is in use by {in_words(others)}; close that first")
     return port
 
 
@@ -129,8 +129,15 @@ def close_port(port: "serial.Serial") -> None:
     port.close()
 
 
+_KINDS = {errno.ENOENT: DeviceNotFound, errno.EBUSY: DeviceBusy, errno.EAGAIN: DeviceBusy}
+
+
+def _number(error: Exception) -> int | None:
+    return error.args[0] if error.args and isinstance(error.args[0], int) else None
+
+
 def _why_not_opened(device: str, error: Exception) -> str:
-    code = error.args[0] if error.args and isinstance(error.args[0], int) else None
+    code = _number(error)
     if code == errno.ENOENT:
         return f"{device} does not exist; connect the device, and check that `dmesg` shows a new tty"
     if code == errno.EACCES:

@@ -19,7 +19,7 @@ from usb.backend import libusb1
 from usb.core import Device, USBError
 
 from ..errors import SourceError
-from .contract import DeviceLost, TransportError
+from .contract import DeviceBusy, DeviceLost, TransportError
 from .permission import holders, in_words, permission_hint
 
 # pyusb turns libusb's codes into the errno that says the same; other backends give the errno itself.
@@ -272,7 +272,7 @@ class UsbDevice:
         if error.errno in _FORBIDDEN:
             return SourceError(f"{self}: no permission to open {self.node}; {self.permission_hint()}")
         if error.errno == errno.EBUSY:
-            return SourceError(f"{self} is in use by {self.users_in_words()}; stop that first")
+            return DeviceBusy(f"{self} is in use by {self.users_in_words()}; stop that first")
         return TransportError(f"{self}: {doing} failed: {error.strerror or error} (errno {error.errno})")
 
     def failed_read(self, error: USBError, endpoint: int) -> SourceError:

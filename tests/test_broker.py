@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broker_rig import BrokerProcess, check_no_block_twice, client, socket_folder
+from devices.quantis_usb import QuantisUsb
+from devices.seeded_bytes import Seeded
 from processes import in_forked_child
 from source_checks import blocks, cut, nothing_left, wait_until
 
 import everett_cuda as ev
 from everett_cuda import _C, drivers, session
 from everett_cuda.broker import Broker, BrokerConfig
+from everett_cuda.drivers import DeviceBusy
 from everett_cuda.drivers import broker as broker_driver
 from everett_cuda.drivers.broker import look
 from everett_cuda.drivers.sim import SimulatedDriver
@@ -418,6 +421,20 @@ def test_auto_takes_a_broker_of_quantum_bits_only_and_first(folder, machine, mon
         assert (row.uri, row.kind, row.serial, row.state) == ("broker:", "simulated", "seed-7", "ready")
         with pytest.raises(DeviceNotFound, match="Attached, but not quantum:\n  broker:"):
             Source.open("auto")
+
+
+def test_auto_takes_a_brokers_device_and_who_finds_it_busy_is_told_so(folder, machine, monkeypatch):
+    monkeypatch.setattr(broker_driver, "DEFAULT_PATH", folder / "s")
+    machine.bus.gadgets.append(QuantisUsb(Seeded(7), "1000231A410"))
+    with Source.open("quantis-usb:"), pytest.raises(DeviceBusy, match="in use by .*`everett serve URI`"):
+        Source.open("quantis-usb:")
+    with Running(folder / "s", "quantis-usb:"):
+        with Source.open("auto") as source:
+            status = source.status()
+            assert (status.by_broker, status.kind, status.serial) == (True, "quantum", "1000231A410")
+            assert len(source.take(64, 5)) == 64
+        with pytest.raises(DeviceBusy, match="in use by .*A broker serves .*: open broker: instead"):
+            Source.open("quantis-usb:")
 
 
 def test_no_broker_and_no_second_broker(folder):

@@ -174,7 +174,7 @@ def test_a_second_process_is_told_who_has_it_and_may_have_it_after_a_kill(device
     try:
         assert other.stdout.readline() == b"1\n"
         with pytest.raises(
-            ClientError, match=rf"^SourceError: .* is in use by python.* \(pid {other.pid}\); stop that first"
+            ClientError, match=rf"^DeviceBusy: .* is in use by python.* \(pid {other.pid}\); stop that first"
         ):
             client.do("open_driver('quantis-usb:')")
         assert f"(pid {other.pid})" in client.ask("attached()[0][0].state")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from devices.usb_bus import UsbBus
 
-from everett_cuda.drivers import chaoskey, hwrng, quantis_card, serial_port
+from everett_cuda.drivers import broker, chaoskey, hwrng, quantis_card, serial_port
 
 
 class BareMachine:
@@ -42,7 +42,7 @@ def bare_machine(folder: Path, monkeypatch):
     """Inside, drivers see the machine that is yielded; `folder` is for its files."""
     machine = BareMachine(folder)
     machine.by_id.mkdir(parents=True)
-    paths = {hwrng: ["_SYSFS"], chaoskey: ["_CLASS"], quantis_card: ["_CLASSES", "_PCI"]}
+    paths = {hwrng: ["_SYSFS"], chaoskey: ["_CLASS"], quantis_card: ["_CLASSES", "_PCI"], broker: ["DEFAULT_PATH"]}
     for module, names in paths.items():
         for name in names:
             monkeypatch.setattr(module, name, folder / "none")

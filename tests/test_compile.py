@@ -204,3 +204,18 @@ def test_a_million_compiled_nonces_are_distinct():
 
     assert distinct(ours) == a_call * calls
     assert distinct(single) < a_call * calls, "negative control: one call a nonce does repeat"
+
+
+def test_autocast():
+    """The dtype follows the input, inside the graph as outside."""
+
+    def two(x, w):
+        return ev.dropout(x @ w, 0.5), ev.dropout(x, 0.5)
+
+    x, w = torch.randn(20, 30, requires_grad=True), torch.randn(30, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, z = torch.compile(two, backend="aot_eager", fullgraph=True)(x, w)
+    assert (y.dtype, z.dtype) == (torch.bfloat16, torch.float32)
+    y.float().sum().backward()
+    kept = (y != 0).float()
+    assert torch.allclose(x.grad, 2 * kept @ w.t(), rtol=0.02, atol=0.1)

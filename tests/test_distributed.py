@@ -360,16 +360,33 @@ def hsdp_replicas_are_equal_after_a_random_start(job):
     open_own(job)
     distributed.setup()
     torch.manual_seed(0)
-    model = Net(False)
-    with torch.no_grad():
+    with ev.intercept():
+        model = Net(False)
         for p in model.parameters():
-            p.copy_(ev.randn(p.shape))
+            torch.nn.init.normal_(p)
     fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
     local = [p.to_local().clone() for p in model.parameters()]
     told = job.gather(local)
     assert all(torch.equal(a, b) for a, b in zip(told[0], told[2], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(told[1], told[3], strict=True))
     assert not torch.equal(told[0][0], told[1][0])
+
+
+def every_sample_is_seen_once_under_interception(job):
+    """A sampler that shuffles by a generator of its own keeps torch's; one that shuffles by torch.randperm has ours."""
+    from torch.utils.data import DistributedSampler
+
+    open_own(job)
+    distributed.setup()
+    torch.manual_seed(0)
+    with ev.intercept():
+        told = job.gather(list(DistributedSampler(range(1000), SIZE, job.rank, shuffle=True, seed=3)))
+        orders = job.gather(torch.randperm(1000).tolist())
+        torch.manual_seed(0)
+        masks = job.gather((torch.nn.functional.dropout(torch.ones(64), 0.5) != 0).tolist())
+    assert sorted(sum(told, [])) == list(range(1000))
+    assert all(order == orders[0] for order in orders) and sorted(orders[0]) == list(range(1000))
+    assert len({tuple(m) for m in masks}) == SIZE
 
 
 CHECKS = [
@@ -391,6 +408,7 @@ CHECKS = [
     ddp_trains_with_a_mask_for_each_rank,
     fsdp2_trains_with_a_mask_for_each_rank,
     hsdp_replicas_are_equal_after_a_random_start,
+    every_sample_is_seen_once_under_interception,
 ]
 
 

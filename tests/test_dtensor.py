@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import everett_cuda as ev
-from everett_cuda import distributed, keys
+from everett_cuda import distributed, keys, registered
 from everett_cuda.errors import EverettError
 
 SHAPE = (7, 10, 6)  # 7 is uneven over 2 and 4
@@ -144,8 +144,18 @@ def what_has_no_slice_is_refused(job):
     ev.dropout(shards)
 
 
-def compiled_shards_share_one_mask_with_their_gradient(job):
+def mask_of_a_compiled_draw(x):
+    """dropout(x, 0.5) under the nonce that a compiled draw takes from torch's present RNG state, of the whole tensor."""
+    quarters = [torch.randint(0, 2**32, (1,), dtype=torch.int64) for _ in range(4)]
+    record = registered.mix(torch.cat(quarters[:2]) | (torch.cat(quarters[2:]) << 32), True, False)
+    return registered.masked(x, None, record, 0.5, 0, None, 0, None)
+
+
+def compiled_shards_are_slices_of_the_whole(job):
+    import torch._inductor.config
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    torch._inductor.config.fallback_random = True  # so that the nonce is known here: it comes from torch's own randint
 
     mesh = on_mesh(job, (2,))
     x, _ = given((7, 10))
@@ -159,6 +169,8 @@ def compiled_shards_share_one_mask_with_their_gradient(job):
             y.sum().backward()
             kept = y.full_tensor().detach() != 0
             assert torch.equal(dx.grad.full_tensor(), kept * 2.0), (backend, placement)
+            torch.manual_seed(4)
+            assert torch.equal(y.full_tensor(), mask_of_a_compiled_draw(x)), (backend, placement)
 
 
 def sequence_parallel_modules_drop_the_slice(job):
@@ -184,7 +196,7 @@ ON_TWO = [
     checkpointed_shards_find_their_mask,
     what_has_no_slice_is_refused,
     sequence_parallel_modules_drop_the_slice,
-    compiled_shards_share_one_mask_with_their_gradient,
+    compiled_shards_are_slices_of_the_whole,
 ]
 ON_FOUR = [a_mesh_of_two_dimensions_and_empty_shards]
 

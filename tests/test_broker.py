@@ -30,6 +30,13 @@ from everett_cuda.source import Source
 pytestmark = pytest.mark.filterwarnings("ignore:everett. the broker is gone")
 
 
+@pytest.fixture(autouse=True)
+def _no_thread_stays():
+    yield
+    ev.close()
+    wait_until(lambda: not [t.name for t in threading.enumerate() if t.name.startswith("everett")])
+
+
 @pytest.fixture
 def folder():
     path = socket_folder()
@@ -202,8 +209,8 @@ def test_an_alarm_destroys_what_clients_have_and_they_hear_of_it(folder):
         assert source.ring.destructions >= 1 and source.ring.unread == 0
         wait_until(lambda: "destroyed" in running.kinds())
         assert running.broker.stats().supply == "alarm"
-        with pytest.raises(HealthAlarm):  # a client that comes later hears the same
-            Source.open(running.uri).take(32, 1)
+        with Source.open(running.uri) as later, pytest.raises(HealthAlarm):  # who comes later hears the same
+            later.take(32, 1)
 
 
 def test_a_transient_alarm_destroys_and_the_flow_resumes(folder):

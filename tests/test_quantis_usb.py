@@ -21,7 +21,7 @@ from usb.backend import libusb1
 from usb.core import USBError
 
 from everett_cuda import _C, drivers, source
-from everett_cuda.drivers import DeviceFault, DeviceLost, TransportError, open_driver, parse_uri
+from everett_cuda.drivers import DeviceBusy, DeviceFault, DeviceLost, TransportError, open_driver, parse_uri
 from everett_cuda.drivers.permission import holders, in_words, udev_rule, udev_rules
 from everett_cuda.drivers.usb import find
 from everett_cuda.errors import BadParameter, HealthAlarm, SourceError
@@ -492,7 +492,7 @@ def test_errors_are_told_by_their_number_whatever_the_backend_calls_them(plug_py
     device = plug_python()
     (found,) = find({(0x0ABA, 0x0102)})
     expected = {errno.ENODEV: DeviceLost, errno.ESHUTDOWN: DeviceLost, errno.EIO: TransportError, None: TransportError,
-                errno.EACCES: SourceError, errno.EPERM: SourceError, errno.EBUSY: SourceError}  # fmt: skip
+                errno.EACCES: SourceError, errno.EPERM: SourceError, errno.EBUSY: DeviceBusy}  # fmt: skip
     for number, kind in expected.items():
         assert type(found.explained(USBError("words", -1, number), "reading")) is kind
     found.close()

@@ -138,7 +138,7 @@ def test_bytes_beyond_an_answer_mean_that_its_status_cannot_be_believed(device, 
     words = "sent bytes unasked" if late and status == 0 else "out of step"
     with pytest.raises(TransportError, match=words) as caught:
         read(driver, BLOCK)
-        time.sleep(0.5)  # the late bytes are under way, on a busy machine longer than usual
+        assert device.late_sent.wait(10)
         read(driver, 1)
     assert not isinstance(caught.value, DeviceFault)
     device.firmware.status = 0

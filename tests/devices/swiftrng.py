@@ -4,6 +4,7 @@ From github tectrolabs/swiftrng @9e635e6 (`SwiftRngApi.cpp`): a command byte, an
 """
 
 import errno
+import threading
 from pathlib import Path
 
 from .noise_source import NoiseSource
@@ -57,6 +58,7 @@ class SwiftRng(PtyDevice):
         self.silent = False
         self.cut_at: int | None = None
         self.left_over = b""  # stands in its output when the port is opened
+        self.late_sent = threading.Event()
 
     def serve(self) -> None:
         if self.left_over and self.dtr:
@@ -75,6 +77,7 @@ class SwiftRng(PtyDevice):
             if late:
                 self.rest(0.03)
                 self.send(late)
+                self.late_sent.set()
 
 
 class SwiftRngUsb(UsbGadget):

@@ -160,18 +160,23 @@ def geometric(p, size=None, *, dtype=None, device=None, stream: str = "chacha8",
 # --- gamma and its kin ------------------------------------------------------------------------------------------------
 
 
-class _ImplicitGamma(torch.autograd.Function):
-    """A gamma variate, with the gradient of its shape. Differentiated twice it says so."""
+class _Implicit(torch.autograd.Function):
+    """A variate, with the gradient of its parameter by implicit reparameterization (Figurnov et al. 2018), which subclasses
+    give. Differentiated twice it says so."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(shape, variate):
+    def forward(parameter, variate):
         return variate.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
+
+
+class _ImplicitGamma(_Implicit):
+    """A gamma variate and its shape."""
 
     @staticmethod
     @once_differentiable
@@ -186,18 +191,8 @@ def _with_gamma_slope(a, x):
     return x + (a - a.detach()) * torch._standard_gamma_grad(a.detach(), x)
 
 
-class _ImplicitDirichlet(torch.autograd.Function):
-    """A point of the simplex, with the gradient of its concentrations."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(concentration, point):
-        return point.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
+class _ImplicitDirichlet(_Implicit):
+    """A point of the simplex and its concentrations."""
 
     @staticmethod
     @once_differentiable

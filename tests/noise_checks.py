@@ -14,11 +14,11 @@ from everett_cuda import keys
 ALPHA = 1e-6
 
 
-def record_of_next_draw(seed=99):
-    """The record that the next draw of the world family will have in this step: the same torch RNG state finds the same key
+def record_of_next_draw(seed=99, world=True):
+    """The record that the next draw of the family will have in this step: the same torch RNG state finds the same key
     (counted `reused`), so that a function's own record is known without a hook into it."""
     torch.manual_seed(seed)
-    record = np.frombuffer(keys.draw_record(world=True), "<u4")
+    record = np.frombuffer(keys.draw_record(world), "<u4")
     torch.manual_seed(seed)
     return record
 

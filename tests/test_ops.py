@@ -5,9 +5,11 @@ import itertools
 import math
 import warnings
 
+import noise_checks
 import numpy as np
 import pytest
 import torch
+from noise_checks import as_numpy, same_bits
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
@@ -30,23 +32,8 @@ def source():
     ev.close()
 
 
-def record_of_next_draw(seed=99):
-    """The record that the next draw of this step will have: the same torch RNG state finds the same key (counted
-    `reused`), so that an op's own record is known without a hook into it."""
-    torch.manual_seed(seed)
-    record = np.frombuffer(keys.draw_record(), "<u4")
-    torch.manual_seed(seed)
-    return record
-
-
-def as_numpy(t):
-    """numpy values of a tensor, bf16 as patterns."""
-    t = t.detach().contiguous()
-    return t.view(torch.uint16).numpy() if t.dtype == torch.bfloat16 else t.numpy()
-
-
-def same_bits(t, expected):
-    return as_numpy(t).tobytes() == np.ascontiguousarray(expected).tobytes()
+def record_of_next_draw():
+    return noise_checks.record_of_next_draw(world=False)
 
 
 # --- exactness: the op is the reference under the record of its draw --------------------------------------------------

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from . import registered_fused
 from .kernels import NOISE_TYPES, of_device, of_tensor
-from .nonce import can_go_direct, functorch_level, is_compiling, is_dynamo_compiling, is_legacy_batchedtensor
+from .nonce import can_go_direct, in_functorch, is_compiling, is_dynamo_compiling, is_legacy_batchedtensor
 from .ops import _check_p, _check_stream, _is_eager, _refuse_strange, record_tensor
 
 _LEAST, _MOST = 1 / 256, 31 / 32  # where decisions take 15 bits
@@ -78,8 +78,8 @@ def _dropped(x, record, p, stream):
         if type(record) in (bytes, torch.Tensor) and _is_eager(x):
             return _DroppedWeights.apply(x, record, p, stream)
     if is_compiling():
-        return (_by_name if functorch_level() is None else _by_torch)(x, record, p, stream)
-    if functorch_level() is None and forward_ad._current_level < 0:
+        return (_by_name if not in_functorch() else _by_torch)(x, record, p, stream)
+    if not in_functorch() and forward_ad._current_level < 0:
         return _by_name(x, record, p, stream)
     return _DroppedWeights.apply(x, record, p, stream)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from . import registered, registered_fused
 from .kernels import NOISE_TYPES, of_tensor
-from .nonce import functorch_depth, is_compiling
+from .nonce import in_functorch, is_compiling
 from .ops import _check_stream, _check_tensor, _checked_mask, _is_eager, _masked, dropout, dropout_add, record_tensor
 from .registered_fused import BIAS_DROPOUT_ADD, GELU, GELU_BACKWARD, column_sum, gelu_slope
 
@@ -57,7 +57,7 @@ def _is_compiled(*tensors: torch.Tensor | None) -> bool:
     """Whether the ops of `registered_fused` take these: in compiled code, but not where functorch transforms it."""
     return (
         is_compiling()
-        and functorch_depth() == 0
+        and not in_functorch()
         and all(t is None or (t.dtype in _FP32_MATH and not t.is_meta) for t in tensors)
     )
 
@@ -223,7 +223,7 @@ def stochastic_round(x: torch.Tensor, dtype: torch.dtype, *, stream: str = "chac
     if dtype not in (torch.bfloat16, torch.float16):
         raise TypeError(f"dtype: torch.bfloat16 or torch.float16, got {dtype}")
     _check_tensor(x)
-    if is_compiling() and functorch_depth() == 0:
+    if is_compiling() and not in_functorch():
         return registered_fused.stochastic_round(x, record_tensor(x.device), dtype, generator)
     if x.is_meta or not x.numel():
         return x.to(dtype)

@@ -33,7 +33,7 @@ keep_graph = _private("_C._autograd._get_current_graph_task_keep_graph")
 sequence_nr = _private("autograd._get_sequence_nr")
 dispatch_modes = _private("_C._len_torch_dispatch_stack")
 functorch_level = _private("_C._functorch.peek_interpreter_stack")
-functorch_depth = _private("_C._functorch.get_dynamic_layer_stack_depth")  # dynamo knows this one's value, not the other's
+_functorch_depth = _private("_C._functorch.get_dynamic_layer_stack_depth")
 is_legacy_batchedtensor = _private("_C._functorch.is_legacy_batchedtensor")
 forward_grad_enabled = _private("_C._is_fwd_grad_enabled")
 is_tracing = _private("_C._is_tracing")
@@ -109,6 +109,13 @@ def nonce_tensor(device: torch.device | str = "cpu") -> torch.Tensor:
     # randint subtracts 2^63 from the word that random_ takes as it is; flipping the top bit gives the same nonce, so that
     # one RNG state finds one mask whether the call is plain or transformed.
     return _randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device) ^ -(2**63)
+
+
+@torch.compiler.assume_constant_result  # dynamo pushes functorch's levels as it traces, so the answer is that of its graph
+def in_functorch() -> bool:
+    """Whether functorch transforms what runs now; `functorch_level() is None` asks the same, but torch 2.11's dynamo can
+    trace neither that nor the depth itself."""
+    return _functorch_depth() > 0
 
 
 def in_plain_eager() -> bool:

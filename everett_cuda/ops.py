@@ -17,8 +17,8 @@ from . import kernels, registered
 from .kernels import TYPES, Mask
 from .nonce import (
     can_go_direct,
-    functorch_depth,
     graph_task_id,
+    in_functorch,
     is_compiling,
     is_dynamo_compiling,
     is_legacy_batchedtensor,
@@ -207,8 +207,8 @@ def _masked(x, record, mask, residual=None):
         if type(record) in _PLAIN_RECORDS and _is_eager(x) and (residual is None or _is_eager(residual)):
             return _eager(x, record, mask, residual)
     if is_compiling():
-        return (_by_name if functorch_depth() == 0 else _masked_by_torch)(x, record, mask, residual)
-    if functorch_depth() == 0 and forward_ad._current_level < 0:
+        return (_by_name if not in_functorch() else _masked_by_torch)(x, record, mask, residual)
+    if not in_functorch() and forward_ad._current_level < 0:
         return _by_name(x, record, mask, residual)
     return _Masked.apply(x, record, mask, residual)
 

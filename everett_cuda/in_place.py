@@ -32,7 +32,7 @@ def _log_normal(mean=1.0, std=2.0, **place):
     return distributions.log_normal(mean, std, **place)
 
 
-def _greatest(dtype: torch.dtype) -> int:
+def greatest(dtype: torch.dtype) -> int:
     """The greatest number of torch's random_() in a dtype: all integers up to it have a place of their own."""
     if dtype == torch.bool:
         return 1
@@ -42,13 +42,13 @@ def _greatest(dtype: torch.dtype) -> int:
 def _random(*bounds, size, dtype, device, stream, generator):
     """(): 0 to the greatest; (end): 0 to end - 1; (first, end): first to end - 1; (first, None): first to the greatest."""
     first, end = (0, None) if not bounds else (0, *bounds) if len(bounds) == 1 else bounds
-    greatest = _greatest(dtype)
-    end = greatest + 1 if end is None else end
+    top = greatest(dtype)
+    end = top + 1 if end is None else end
     if not first < end:
         raise ValueError(f"random: the first number must be below the end, got {first} and {end}")
-    least = -greatest if dtype.is_floating_point else 0 if dtype == torch.bool else torch.iinfo(dtype).min
-    if first < least or end - 1 > greatest:
-        raise ValueError(f"random: {dtype} holds the integers from {least} to {greatest}, got {first} to {end - 1}")
+    least = -top if dtype.is_floating_point else 0 if dtype == torch.bool else torch.iinfo(dtype).min
+    if first < least or end - 1 > top:
+        raise ValueError(f"random: {dtype} holds the integers from {least} to {top}, got {first} to {end - 1}")
     return integers_into(size, first, end, dtype, device, stream, generator)
 
 

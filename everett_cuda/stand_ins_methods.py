@@ -4,12 +4,12 @@ Values are made contiguous in row-major order and copied in, so they do not depe
 torch's rules for in-place changes. All draws are of the world family.
 """
 
-import math
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import noise
+from . import distributions, noise
+from .in_place import greatest
 from .integers import integers_into
 from .kernels import NOISE_TYPES
 from .stand_ins import INSTALLED, stands_for
@@ -59,21 +59,21 @@ def _double(x: torch.Tensor, generator) -> dict:
 def uniform_(x, low, high, generator):
     if low > high:
         raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={low} > to={high}")
-    return noise.rand(x.shape, **_of(x, generator)) * (high - low) + low
+    return distributions.uniform(low, high, x.shape, **_of(x, generator))
 
 
 @_in_place("normal_", NOISE_TYPES, ("mean", 0.0), ("std", 1.0))
 def normal_(x, mean, std, generator):
     if std < 0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
-    return noise.randn(x.shape, **_of(x, generator)) * std + mean
+    return distributions.normal(mean, std, x.shape, **_of(x, generator))
 
 
 @_in_place("log_normal_", NOISE_TYPES, ("mean", 1.0), ("std", 2.0))
 def log_normal_(x, mean, std, generator):
     if std <= 0:
         raise RuntimeError(f"log_normal_ expects std > 0.0, but found std={std}")
-    return (noise.randn(x.shape, **_of(x, generator)) * std + mean).exp()
+    return distributions.log_normal(mean, std, x.shape, **_of(x, generator))
 
 
 @_in_place("exponential_", NOISE_TYPES, ("lambd", 1.0))
@@ -87,7 +87,7 @@ def exponential_(x, rate, generator):
 def cauchy_(x, median, sigma, generator):
     if sigma <= 0:
         raise RuntimeError(f"cauchy_ expects sigma > 0.0, but found sigma={sigma}")
-    return (noise.rand(x.shape, **_double(x, generator)) - 0.5).mul_(math.pi).tan_().mul_(sigma).add_(median)
+    return distributions.cauchy(median, sigma, x.shape, **_of(x, generator))
 
 
 @_in_place("geometric_", _ANY_TYPES, ("p", None))
@@ -95,21 +95,12 @@ def geometric_(x, p, generator):
     """Trials up to the first success: the exponential of rate -ln(1-p), rounded up; it is never 0."""
     if p is None or not 0 < p < 1:
         raise RuntimeError(f"geometric_ expects p to be in (0, 1), but got p={p}")
-    return noise.exponential(x.shape, **_double(x, generator)).div_(-math.log1p(-p)).ceil_()
+    return distributions.geometric(p, x.shape, **_double(x, generator))
 
 
 @_in_place("bernoulli_", _ANY_TYPES, ("p", 0.5))
 def bernoulli_(x, p, generator):
     return bernoulli_values(p, x, generator)
-
-
-def _largest(dtype: torch.dtype) -> int:
-    """The largest integer that random_ gives without an upper bound."""
-    if dtype == torch.bool:
-        return 1
-    if dtype.is_floating_point:
-        return int(2 / torch.finfo(dtype).eps)  # 2^(bits of the significand): all integers up to it are exact
-    return torch.iinfo(dtype).max
 
 
 _NO_BOUND = object()
@@ -121,7 +112,7 @@ def random_(x, low, high, generator):
     if high is _NO_BOUND and low is not _NO_BOUND:
         low, high = 0, low
     low = 0 if low is _NO_BOUND else low
-    high = _largest(x.dtype) + 1 if high is _NO_BOUND or high is None else high
+    high = greatest(x.dtype) + 1 if high is _NO_BOUND or high is None else high
     if low >= high:
         raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
     return integers_into(tuple(x.shape), low, high, x.dtype, x.device, "chacha8", generator)
